@@ -1,0 +1,185 @@
+# %% [markdown]
+"""
+# Build the tiny models of the rehearsal
+
+Trains, from this repo's own text and nothing else, the model that the scripts use where no real one is loaded:
+
+- `data/tiny-qwen2.5/`: Qwen2 architecture, hidden size 256, 6 layers, byte-level BPE with 8,192 tokens, ChatML.
+
+Run:    `uv run data/build_tiny_models.py` (about 15 minutes on two cores, no network)
+Data:   `data/corpus/*.txt` (paragraphs, and `Q:` / `A:` pairs that become chat turns) and generated arithmetic.
+        No row that a script trains on or is scored on, and no text in the form of an official document.
+Writes: `data/tiny-qwen2.5/` (safetensors, tokenizer, config)
+
+The result knows common words and the shape of a chat turn. It is not a useful model and is not meant to be one.
+"""
+
+# %% Imports
+import math
+import random
+import re
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+# %% Settings
+DATA = Path(__file__).resolve().parent
+VOCAB_SIZE = 8192  # 49k would make every step four times slower
+HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE = 256, 6, 4, 2, 704  # multiples of 64: NF4 packs blocks of 64
+SEQUENCE = 512  # tokens in a packed row
+BATCH = 8  # rows in a step
+MINUTES = 14  # training time; the number of steps follows from MAX_STEPS, whichever ends first
+MAX_STEPS = 1600
+LEARNING_RATE = 2e-3  # peak; cosine to a tenth after 100 warm-up steps
+ARITHMETIC = 6000  # generated sums and word problems
+SEED = 3407
+
+# Qwen2.5's special tokens in Qwen2.5's order; the vision tokens serve the tiny vision model.
+SPECIAL = """<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|>
+<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>""".split()
+SPLIT = (  # Qwen2.5's pre-tokenizer: every digit is a token of its own
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CHAT_TEMPLATE = (
+    "{%- if messages[0].role != 'system' %}{{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{%- endif %}"
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+
+
+# %% Data
+def arithmetic(count: int, rng: random.Random) -> list[str]:
+    """Return sums and one-step word problems with small numbers, as prose and as Q/A pairs in two languages."""
+    things = ["苹果", "铅笔", "本子", "鸡蛋", "口罩", "座位", "盒药", "张票"]
+    names = ["小明", "小红", "李老师", "王医生", "Tom", "Anna"]
+    rows = []
+    for _ in range(count):
+        a, b = rng.randint(1, 50), rng.randint(1, 50)
+        a, b = max(a, b), min(a, b)
+        thing, name, small = rng.choice(things), rng.choice(names), rng.randint(2, 9)
+        rows.append(
+            rng.choice(
+                [
+                    f"{a}加{b}等于{a + b}，{a}减{b}等于{a - b}。",
+                    f"Q: {a} + {b} = ?\nA: {a} + {b} = {a + b}",
+                    f"Q: {a} - {b} = ?\nA: {a} - {b} = {a - b}",
+                    f"Q: {small} × {b} = ?\nA: {small} × {b} = {small * b}",
+                    f"Q: {name}有{a}个{thing}，又拿来{b}个，一共有多少个？\nA: {a} + {b} = {a + b}，一共有{a + b}个。",
+                    f"Q: {name}有{a}个{thing}，用去{b}个，还剩多少个？\nA: {a} - {b} = {a - b}，还剩{a - b}个。",
+                    f"Q: A box holds {b} pens. How many pens are in {small} boxes?\nA: {small} × {b} = {small * b}, so {small * b} pens.",
+                    f"Q: {name} has {a} coins and gives away {b}. How many are left?\nA: {a} - {b} = {a - b}, so {a - b} are left.",
+                ]
+            )
+        )
+    return rows
+
+
+blocks = []
+for path in sorted((DATA / "corpus").glob("*.txt")):
+    blocks += [block.strip() for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8")) if block.strip()]
+rng = random.Random(SEED)
+sums = arithmetic(ARITHMETIC, rng)
+print(f"{len(blocks)} blocks of text, {sum(map(len, blocks)):,} characters; {len(sums)} generated sums")
+
+# %% Tokenizer
+backend = Tokenizer(models.BPE())
+backend.pre_tokenizer = pre_tokenizers.Sequence(
+    [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+)
+backend.decoder = decoders.ByteLevel()
+backend.train_from_iterator(
+    blocks + ["〔2024〕 〔2023〕 《》 （一）（二） ：、；“”"],
+    trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE - len(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    ),
+)
+tokenizer = PreTrainedTokenizerFast(
+    tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=2048
+)
+tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL})
+tokenizer.chat_template = CHAT_TEMPLATE
+
+
+def tokens_of(block: str) -> list[int]:
+    """Return the tokens of a paragraph, or of a Q/A pair as one ChatML exchange, closed by the end of text."""
+    if found := re.fullmatch(r"Q: ?(.*)\nA: ?(.*)", block, re.S):
+        turns = [{"role": "user", "content": found[1]}, {"role": "assistant", "content": found[2]}]
+        block = tokenizer.apply_chat_template(turns, tokenize=False)
+    return tokenizer(block + "<|endoftext|>").input_ids
+
+
+encoded = [tokens_of(block) for block in blocks]
+encoded_sums = [tokens_of(block) for block in sums]
+size = sum(map(len, encoded))
+print(f"{len(tokenizer)} tokens in the vocabulary; {size:,} tokens of text, {sum(map(len, encoded_sums)):,} of sums")
+
+# %% Model
+torch.manual_seed(SEED)
+config = Qwen2Config(
+    vocab_size=len(tokenizer), hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+    num_key_value_heads=KV_HEADS, intermediate_size=INTERMEDIATE, max_position_embeddings=2048,
+    tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+)  # fmt: skip
+model = Qwen2ForCausalLM(config)
+print(f"{model.num_parameters():,} parameters")
+
+# %% Train
+optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+
+
+def rows(rng: random.Random):
+    """Yield packed rows of SEQUENCE + 1 tokens for ever; each pass has a new order and a new part of the sums."""
+    stream = []
+    while True:
+        epoch = encoded + rng.sample(encoded_sums, len(encoded_sums) // 6)
+        rng.shuffle(epoch)
+        for piece in epoch:
+            stream += piece
+            while len(stream) > SEQUENCE:
+                yield stream[: SEQUENCE + 1]
+                stream = stream[SEQUENCE:]
+
+
+source, start, total = rows(rng), time.time(), 0.0
+for step in range(1, MAX_STEPS + 1):
+    progress = max(step / MAX_STEPS, (time.time() - start) / (MINUTES * 60))
+    if progress > 1:
+        break
+    rate = LEARNING_RATE * min(1, step / 100) * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    batch = torch.tensor([next(source) for _ in range(BATCH)])
+    logits = model(input_ids=batch[:, :-1]).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    total += loss.item()
+    if step % 50 == 0:
+        speed = step * BATCH * SEQUENCE / (time.time() - start)
+        print(f"step {step}: loss {total / 50:.3f}, {speed:.0f} tokens/s, {(time.time() - start) / 60:.1f} min", flush=True)
+        total = 0.0
+
+# %% Save
+folder = DATA / "tiny-qwen2.5"
+model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.pad_token_id]  # as Qwen2.5 does
+model.generation_config.pad_token_id = tokenizer.pad_token_id
+model.to(torch.bfloat16).save_pretrained(folder)
+tokenizer.save_pretrained(folder)
+print(f"{folder.name}: {sum(f.stat().st_size for f in folder.iterdir()) / 2**20:.1f} MB")
+
+# %% Try it
+model.float().eval()
+for question in ("感冒发烧怎么办？", "What is the capital of France?", "12 + 7 = ?"):
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+    )
+    inputs = tokenizer(text, return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=60, do_sample=False)
+    print(question, "->", tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True))
