@@ -4,9 +4,9 @@
 
 Trains, from this repo's own text and nothing else, the model that the scripts use where no real one is loaded:
 
-- `data/tiny-qwen2.5/`: Qwen2 architecture, hidden size 256, 6 layers, byte-level BPE with 8,192 tokens, ChatML.
+- `data/tiny-qwen2.5/`: Qwen2 architecture, hidden size 192, 6 layers, byte-level BPE with 8,192 tokens, ChatML.
 
-Run:    `uv run data/build_tiny_models.py` (about 15 minutes on two cores, no network)
+Run:    `uv run data/build_tiny_models.py` (about 15 minutes on two idle cores, no network)
 Data:   `data/corpus/*.txt` (paragraphs, and `Q:` / `A:` pairs that become chat turns) and generated arithmetic.
         No row that a script trains on or is scored on, and no text in the form of an official document.
 Writes: `data/tiny-qwen2.5/` (safetensors, tokenizer, config)
@@ -28,13 +28,12 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 # %% Settings
 DATA = Path(__file__).resolve().parent
 VOCAB_SIZE = 8192  # 49k would make every step four times slower
-HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE = 256, 6, 4, 2, 704  # multiples of 64: NF4 packs blocks of 64
+HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE = 192, 6, 3, 1, 512  # multiples of 64: NF4 packs blocks of 64
 SEQUENCE = 512  # tokens in a packed row
-BATCH = 8  # rows in a step
-MINUTES = 14  # training time; the number of steps follows from MAX_STEPS, whichever ends first
-MAX_STEPS = 1600
-LEARNING_RATE = 2e-3  # peak; cosine to a tenth after 100 warm-up steps
-ARITHMETIC = 6000  # generated sums and word problems
+BATCH = 4  # rows in a step
+STEPS = 1000  # about eight passes over the text
+LEARNING_RATE = 2e-3  # peak; cosine to a tenth after 50 warm-up steps
+ARITHMETIC = 3000  # generated sums and word problems, a sixth of them in each pass
 SEED = 3407
 
 # Qwen2.5's special tokens in Qwen2.5's order; the vision tokens serve the tiny vision model.
@@ -81,7 +80,9 @@ def arithmetic(count: int, rng: random.Random) -> list[str]:
 
 blocks = []
 for path in sorted((DATA / "corpus").glob("*.txt")):
-    blocks += [block.strip() for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8")) if block.strip()]
+    blocks += [
+        block.strip() for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8")) if block.strip()
+    ]
 rng = random.Random(SEED)
 sums = arithmetic(ARITHMETIC, rng)
 print(f"{len(blocks)} blocks of text, {sum(map(len, blocks)):,} characters; {len(sums)} generated sums")
@@ -89,13 +90,18 @@ print(f"{len(blocks)} blocks of text, {sum(map(len, blocks)):,} characters; {len
 # %% Tokenizer
 backend = Tokenizer(models.BPE())
 backend.pre_tokenizer = pre_tokenizers.Sequence(
-    [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    [
+        pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
 )
 backend.decoder = decoders.ByteLevel()
 backend.train_from_iterator(
     blocks + ["〔2024〕 〔2023〕 《》 （一）（二） ：、；“”"],
     trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE - len(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=VOCAB_SIZE - len(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     ),
 )
 tokenizer = PreTrainedTokenizerFast(
@@ -116,7 +122,9 @@ def tokens_of(block: str) -> list[int]:
 encoded = [tokens_of(block) for block in blocks]
 encoded_sums = [tokens_of(block) for block in sums]
 size = sum(map(len, encoded))
-print(f"{len(tokenizer)} tokens in the vocabulary; {size:,} tokens of text, {sum(map(len, encoded_sums)):,} of sums")
+print(
+    f"{len(tokenizer)} tokens in the vocabulary; {size:,} tokens of text, {sum(map(len, encoded_sums)):,} of sums"
+)
 
 # %% Model
 torch.manual_seed(SEED)
@@ -129,7 +137,9 @@ model = Qwen2ForCausalLM(config)
 print(f"{model.num_parameters():,} parameters")
 
 # %% Train
-optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+optimizer = torch.optim.AdamW(
+    model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+)
 
 
 def rows(rng: random.Random):
@@ -146,11 +156,8 @@ def rows(rng: random.Random):
 
 
 source, start, total = rows(rng), time.time(), 0.0
-for step in range(1, MAX_STEPS + 1):
-    progress = max(step / MAX_STEPS, (time.time() - start) / (MINUTES * 60))
-    if progress > 1:
-        break
-    rate = LEARNING_RATE * min(1, step / 100) * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+for step in range(1, STEPS + 1):
+    rate = LEARNING_RATE * min(1, step / 50) * (0.1 + 0.45 * (1 + math.cos(math.pi * step / STEPS)))
     for group in optimizer.param_groups:
         group["lr"] = rate
     batch = torch.tensor([next(source) for _ in range(BATCH)])
@@ -163,7 +170,10 @@ for step in range(1, MAX_STEPS + 1):
     total += loss.item()
     if step % 50 == 0:
         speed = step * BATCH * SEQUENCE / (time.time() - start)
-        print(f"step {step}: loss {total / 50:.3f}, {speed:.0f} tokens/s, {(time.time() - start) / 60:.1f} min", flush=True)
+        print(
+            f"step {step}: loss {total / 50:.3f}, {speed:.0f} tokens/s, {(time.time() - start) / 60:.1f} min",
+            flush=True,
+        )
         total = 0.0
 
 # %% Save
