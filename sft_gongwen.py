@@ -2,13 +2,13 @@
 """
 # Official documents (公文): QLoRA SFT of Qwen2.5-7B-Instruct
 
-Teaches a model to write the official documents of a Chinese health commission (卫健委公文): notices, requests,
-replies, reports ... in the form of GB/T 9704-2012. Says how many of the hard rules its documents pass before and
-after, on topics that were not in training, and lays out the best one as a .docx.
+Teaches a model to write the official documents of a Chinese health commission in the form of GB/T
+9704-2012. Says how many of the hard rules its documents pass before and after, on topics that were not in
+training, and lays the best one out as a .docx.
 
-Run:    `python sft_gongwen.py`; edit the constants under Settings, or set MODEL, DATA, OUTPUT in the environment
-Needs:  a GPU with 12 GB (not measured on one yet); without a GPU it rehearses on a tiny model in three minutes
-Data:   {"instruction": "写一则暂停夜间门诊的通告", "input": "自2024年3月5日起", "output": "……", "topic": "医疗质量"}
+Run:    `python sft_gongwen.py`; edit the constants under Settings, or set MODEL, DATA and OUTPUT
+Needs:  a GPU with 12 GB (not measured yet); without one it rehearses on a tiny model in minutes
+Data:   {"instruction": "写一则停诊通告", "input": "自2024年3月5日起", "output": "……", "topic": "医疗质量"}
 Writes: OUTPUT/lora, metrics.json, report.md, loss.png, sample.docx
 """
 
@@ -55,12 +55,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 # %% Settings
 GPU = torch.cuda.is_available()
 DEVICE = torch.cuda.get_device_name() if GPU else f"CPU, {os.cpu_count()} cores"
-MODEL = os.getenv(
-    "MODEL", "unsloth/Qwen2.5-7B-Instruct-bnb-4bit" if GPU else "data/tiny-qwen2.5"
-)  # or a folder
-DATA = os.getenv(
-    "DATA", "data/gongwen.json"
-)  # JSON or JSONL rows as above, or a folder of .docx and .txt documents
+MODEL = os.getenv("MODEL", "unsloth/Qwen2.5-7B-Instruct-bnb-4bit" if GPU else "data/tiny-qwen2.5")
+DATA = os.getenv("DATA", "data/gongwen.json")  # JSON or JSONL rows, or a folder of .docx and .txt documents
 OUTPUT = os.getenv("OUTPUT", "outputs/gongwen")
 SYSTEM = "你是卫生健康委员会的公文写作人员。按党政机关公文格式起草，只输出公文。"
 
@@ -97,25 +93,18 @@ TRAIN = True  # False: use the adapter in OUTPUT/lora as it is
 EXPORT = "lora"  # "lora", "merged_16bit" or "gguf" (llama.cpp, Ollama); the adapter is always saved
 GGUF_QUANT = "q4_k_m"  # or "q8_0", "bf16"
 REPORT_TO = "none"  # "tensorboard", "wandb", "swanlab", "trackio"
-TRY = "请以清江市卫生健康委员会名义起草一份关于开展冬季呼吸道传染病防控督导的通知。"  # for the last cell
+TRY = "请以清江市卫生健康委员会名义起草一份开展冬季传染病防控督导的通知。"  # for the last cell
 
 if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below, a tiny model, three minutes on two cores
-    MAX_LENGTH, NEW_TOKENS, EPOCHS, LEARNING_RATE, WARMUP = 512, 400, 4, 2e-3, 0.02
-    BATCH_SIZE, ACCUMULATION, EVALUATIONS, EVAL_ROWS, EVAL_BATCH = 8, 1, 2, 24, 24
+    MAX_LENGTH, NEW_TOKENS, EPOCHS, LEARNING_RATE, LORA_R, LORA_ALPHA = 400, 320, 3, 5e-3, 32, 64
+    BATCH_SIZE, ACCUMULATION, EVALUATIONS, EVAL_ROWS, EVAL_BATCH = 2, 1, 1, 24, 24
     GRADIENT_CHECKPOINTING, GGUF_QUANT = False, "q8_0"
 settings = {name: value for name, value in list(globals().items()) if name.isupper()}
 
 
 # %% Data
 def read_text(path: Path) -> str:
-    """Return the text of a .docx, UTF-8 or GB18030 file; ValueError names a file that is none of them."""
-    if path.suffix == ".docx":
-        try:
-            return "\n".join(paragraph.text for paragraph in docx.Document(path).paragraphs)
-        except Exception as error:  # python-docx lets those of zipfile and lxml through
-            raise ValueError(
-                f"{path} is not a readable .docx ({error}): save it again in Word or WPS"
-            ) from None
+    """Return the text of a UTF-8 or GB18030 file; ValueError names a file that is neither."""
     raw = path.read_bytes()
     for encoding in ("utf-8-sig", "gb18030"):
         try:
@@ -125,8 +114,16 @@ def read_text(path: Path) -> str:
     raise ValueError(f"{path} is neither UTF-8 nor GB18030: convert it, for example with iconv -t UTF-8")
 
 
+def read_docx(path: Path) -> str:
+    """Return the paragraphs of a .docx, one a line; ValueError names a file that cannot be read."""
+    try:
+        return "\n".join(paragraph.text for paragraph in docx.Document(path).paragraphs)
+    except Exception as error:  # python-docx lets those of zipfile and lxml through
+        raise ValueError(f"{path} is not a readable .docx ({error}): save it again in Word or WPS") from None
+
+
 def read_json(path: Path) -> list:
-    """Return the rows of a JSON list or of JSONL; ValueError names file and line of the first that is not JSON."""
+    """Return the rows of a JSON list or of JSONL; ValueError names the file and line that is not JSON."""
     text = read_text(path)
     whole = text.lstrip()[:1] == "["
     rows = []
@@ -135,22 +132,21 @@ def read_json(path: Path) -> list:
             rows += [json.loads(part)] if part.strip() else []
         except json.JSONDecodeError as error:
             line = error.lineno if whole else number
-            raise ValueError(
-                f"{path}, line {line}: not JSON ({error.msg}): mend it, or put one row on a line"
-            ) from None
+            raise ValueError(f"{path}, line {line}: not JSON ({error.msg}); mend that line") from None
     return rows[0] if whole else rows
 
 
 def read_rows(source: str) -> list[dict]:
-    """Return the usable rows of a .json or .jsonl file or a folder of documents; others are named and left out."""
+    """Return the usable rows of a JSON or JSONL file or a folder of documents; name what is left out."""
     path = Path(source)
     if not path.exists():
         raise ValueError(
-            f"{path} does not exist: set DATA to a .json or .jsonl file or to a folder of documents"
+            f"{path} does not exist: set DATA to a .json or .jsonl file or a folder of documents"
         )
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix in (".docx", ".txt"))
-        rows = [{"instruction": f"起草{file.stem}", "output": read_text(file).strip()} for file in files]
+        texts = [read_docx(file) if file.suffix == ".docx" else read_text(file) for file in files]
+        rows = [{"instruction": f"起草{file.stem}", "output": text} for file, text in zip(files, texts)]
     else:
         rows = read_json(path)
     usable, seen = [], set()
@@ -202,9 +198,11 @@ try:
     rows = read_rows(DATA)
 except ValueError as error:
     raise SystemExit(f"Data: {error}") from None
-whole_rows = [row for row in rows if fits(row)]
-print(f"{DATA}: {len(rows)} rows, {len(rows) - len(whole_rows)} longer than {MAX_LENGTH} tokens left out")
-train_rows, eval_rows = split_by_topic(whole_rows, EVAL_SHARE, SEED)
+train_rows, eval_rows = split_by_topic(rows, EVAL_SHARE, SEED)
+train_rows = [row for row in train_rows if fits(row)]
+eval_rows = [row for row in eval_rows if fits(row)]
+left = len(rows) - len(train_rows) - len(eval_rows)
+print(f"{DATA}: {len(rows)} rows, {left} longer than {MAX_LENGTH} tokens left out")
 eval_rows = eval_rows[:EVAL_ROWS]
 if not (train_rows and eval_rows):
     raise SystemExit(f"Data: too few topics in {DATA} to hold one out: add rows, or raise MAX_LENGTH")
@@ -239,7 +237,7 @@ PLEA = (
 DOCUMENT = re.compile(  # the parts of a document in their order, each as it is meant or as it is got wrong
     rf"""(?:(?:特急|加急|平急|\d{{6}}|[绝机秘]密.*|[^《》\n]*文件)\n)*
     (?:(?P<number>{NUMBER_LIKE})?[ \u3000]*(?P<signer>签发人.*)?\n)?
-    (?P<title>(?:[^\n。：:]+\n){{0,2}}?[^\n。]*(?:{"|".join(KINDS)})|.{{0,40}}关于[^\n。：]+的.{{0,9}})[。，；：:]?\n
+    (?P<title>(?:(?:[^\n。：:]+\n){{0,2}}?[^\n。]*(?:{"|".join(KINDS)})|.{{0,40}}关于[^\n。：]+的.{{0,9}})[。，；：:]?)\n
     (?:(?P<below>{NUMBER_LIKE})?[ \u3000]*(?P<signer_below>签发人.*)?\n)?
     (?:(?P<note>[（(].*[）)])\n)?
     (?:(?!{INTRODUCTION})(?P<addressee>[^\n。；]*[：:]|{NO_HEADING}[\u4e00-\u9fff（）、，\s]{{4,80}})\n)?
@@ -251,7 +249,7 @@ DOCUMENT = re.compile(  # the parts of a document in their order, each as it is 
 
 
 def split_gongwen(text: str) -> dict[str, str]:
-    """Return the parts of a document, "" where one is missing; an empty dict if it does not open with a title."""
+    """Return the parts of a document, "" where one is missing; {} if it does not open with a title."""
     lines = [line.strip("\u3000 \t*#") for line in text.splitlines()]
     found = DOCUMENT.match("".join(line + "\n" for line in lines if line))
     if not found:
@@ -259,9 +257,8 @@ def split_gongwen(text: str) -> dict[str, str]:
     part = {name: (value or "").strip() for name, value in found.groupdict().items()}
     part["title"] = part["title"].replace("\n", "")
     part["signer"] = part["signer"] or part["signer_below"]
-    part["kind"] = next((kind for kind in KINDS if part["title"].endswith(kind)), "")
-    if part["title"].endswith("请示报告"):
-        part["kind"] = ""
+    bare = part["title"].rstrip("。，；：:")
+    part["kind"] = next((kind for kind in KINDS if bare.endswith(kind) and not bare.endswith("请示报告")), "")
     return part
 
 
@@ -278,7 +275,7 @@ def heading(line: str) -> tuple[int, int] | None:
 
 
 def levels_in_order(lines: list[str]) -> bool:
-    """Return whether headings count 1, 2, 3 ... at each level and skip none, unless only two levels are used."""
+    """Return whether headings count 1, 2, 3 ... at each level, none skipped unless only two are used."""
     found = [mark for mark in map(heading, lines) if mark]
     used = sorted({level for level, _ in found})
     counts = dict.fromkeys(used, 0)
@@ -290,7 +287,7 @@ def levels_in_order(lines: list[str]) -> bool:
 
 
 def is_date(text: str) -> bool:
-    """Return whether the text is a date as 2024年3月5日, without zero padding, that exists in the calendar."""
+    """Return whether the text is a date as 2024年3月5日, not zero-padded, that the calendar has."""
     found = re.fullmatch(r"(\d{4})年([1-9]\d?)月([1-9]\d?)日", text)
     try:
         return bool(found and date(*map(int, found.groups())))
@@ -310,7 +307,7 @@ def check_gongwen(text: str) -> dict[str, bool]:
     names = re.sub("（[^）]*）", "", to.removesuffix("："))
     rules = {
         "kind": bool(kind),
-        "title_form": bool(re.fullmatch(rf".*关于.+的[^的]{{0,4}}{kind or '$^'}", title))
+        "title_form": bool(re.fullmatch(rf".*关于.+的[^的]{{0,4}}{kind or '$^'}\W?", title))
         or kind in ("令", "命令", "公告", "通告", "公报", "纪要", "决议"),
         "title_punctuation": not re.search(r"[^\w\s]", re.sub("《.*》", "", title)),
         "body": len(part["body"]) >= 30
@@ -377,8 +374,8 @@ def glossary() -> tuple[set, list]:
 def term_score(text: str) -> float:
     """Return the share of sentences with a professional term less the share with a colloquial one, in [0, 1].
 
-    A term counts three times in a text and a sentence of hardly anything but terms not at all, so that listing them
-    earns nothing; below 100 characters of sentences the score shrinks in proportion.
+    A term counts three times in a text and a sentence of hardly anything but terms not at all, so that
+    listing them earns nothing; below 100 characters of sentences the score shrinks in proportion.
     """
     terms, colloquial = glossary()
     sentences = list(dict.fromkeys(re.findall(r"[^。；！？\n]{8,}(?=[。；！？])", text)))
@@ -393,7 +390,7 @@ def term_score(text: str) -> float:
 
 
 def fact_score(given: str, text: str) -> float | None:
-    """Return the share of the dates, numbers and document numbers in the input that the text repeats, None without any."""
+    """Return the share of dates, figures and 文号 of the input that the text repeats, None without any."""
     facts = set(
         re.findall(
             r"[\u4e00-\u9fff]{2,}〔\d{4}〕\d+号|\d{4}年\d+月\d+日|\d[\d,.]*(?:%|[\u4e00-\u9fff])", given
@@ -403,7 +400,7 @@ def fact_score(given: str, text: str) -> float | None:
 
 
 def score_texts(texts: list[str], ended: list[bool]) -> dict[str, list[float]]:
-    """Return metric -> one value a document, for the held-out rows in their order (None where one does not apply)."""
+    """Return metric -> one value a held-out document, in their order, None where it does not apply."""
     return {
         "format_score": [format_score(text) for text in texts],
         "term_score": [term_score(text) for text in texts],
@@ -437,8 +434,11 @@ def save_docx(text: str, path: str) -> None:
         part["kind"] == "函"
     )  # the letter layout: no number on page 1
     normal.font.size = Pt(16)  # the grid counts its 28 characters from this size
-    # LibreOffice gives a 16 pt character two cells of a 15.8 pt grid, so 28 come from spacing of -0.3 pt instead.
-    for properties, name, value in ((normal.element.get_or_add_pPr(), "snapToGrid", "0"), (normal.element.rPr, "spacing", "-6")):
+    # LibreOffice gives a 16 pt character two cells of a 15.8 pt grid; the spacing makes the 28 there.
+    for properties, name, value in (
+        (normal.element.get_or_add_pPr(), "snapToGrid", "0"),
+        (normal.element.rPr, "spacing", "-6"),
+    ):
         properties.append(OxmlElement(f"w:{name}"))
         properties[-1].set(qn("w:val"), value)
     normal.paragraph_format.line_spacing, normal.paragraph_format.space_after = Pt(28.95), Pt(0)
@@ -457,9 +457,8 @@ def save_docx(text: str, path: str) -> None:
         return paragraph
 
     for footer, align in ((section.footer, Align.RIGHT), (section.even_page_footer, Align.LEFT)):
-        number = add(
-            [(piece, "宋体") for piece in ("— ", "1", " —")], align, 14, footer.paragraphs[0], 0, 1, 1
-        )
+        pieces = [("— ", "宋体"), ("1", "宋体"), (" —", "宋体")]
+        number = add(pieces, align, 14, footer.paragraphs[0], left=1, right=1)
         field = OxmlElement("w:fldSimple")
         field.set(qn("w:instr"), "PAGE")
         number.runs[0]._r.addnext(field)
@@ -478,15 +477,14 @@ def save_docx(text: str, path: str) -> None:
     for line in part["body"].split("\n"):
         mark = heading(line)
         cut = (line.find("。") + 1 or len(line)) if mark else 0
-        added = add([(line[:cut], fonts.get(mark[0], plain) if mark else plain), (line[cut:], plain)], first=2)
+        font = fonts.get(mark[0], plain) if mark else plain
+        added = add([(line[:cut], font), (line[cut:], plain)], first=2)
         added.paragraph_format.keep_with_next = bool(mark) and cut == len(line)
     for count, line in enumerate(part.get("attachments", "").split("\n")):
         if line:
             add([(line, plain)], left=5 * (count > 0), first=2 * (count == 0))
     organs = [line for line in part.get("organs", "").split("\n") if line]
-    document.paragraphs[-1].paragraph_format.keep_with_next = bool(
-        organs
-    )  # a signature is never alone on a page
+    document.paragraphs[-1].paragraph_format.keep_with_next = True  # a signature is never alone on a page
     width = sum(1 - letter.isascii() / 2 for letter in part.get("date", ""))
     for organ in organs:
         signature = add([(organ, plain)], Align.RIGHT, right=max(0, 4 + (width - len(organ)) / 2))
@@ -561,17 +559,14 @@ class StopOnNaN(TrainerCallback):
             raise SystemExit(f"{where}: halve LEARNING_RATE, or set DTYPE = 'float32'")
 
 
-same_run = {
-    name: value for name, value in settings.items() if name not in ("OUTPUT", "RESUME", "TRAIN", "EXPORT")
-}
-fingerprint = hashlib.sha256(json.dumps(same_run, sort_keys=True).encode()).hexdigest()[:8]
+same_run = {name: value for name, value in settings.items() if name not in ("RESUME", "TRAIN", "EXPORT")}
+fingerprint = hashlib.sha256(json.dumps([same_run, train_rows], sort_keys=True).encode()).hexdigest()[:8]
 checkpoints = Path(OUTPUT) / f"checkpoints-{fingerprint}"  # other settings are another run
 steps = MAX_STEPS if MAX_STEPS > 0 else math.ceil(len(train_rows) / (BATCH_SIZE * ACCUMULATION)) * EPOCHS
 optimizer = None
 if LORA_PLUS:
-    optimizer = create_loraplus_optimizer(
-        model, torch.optim.AdamW, lr=LEARNING_RATE, loraplus_lr_ratio=LORA_PLUS
-    )
+    plus = {"lr": LEARNING_RATE, "loraplus_lr_ratio": LORA_PLUS}
+    optimizer = create_loraplus_optimizer(model, torch.optim.AdamW, **plus)
 trainer = SFTTrainer(
     model=model,
     processing_class=tokenizer,
@@ -613,9 +608,7 @@ trainer = SFTTrainer(
 )
 labels = trainer.data_collator([trainer.train_dataset[0]])["labels"]
 if not (labels != -100).any():
-    raise SystemExit(
-        "Every label is masked, nothing is left to train on: is the chat template of MODEL ChatML?"
-    )
+    raise SystemExit("Every label is masked, nothing is left to train on: is MODEL's chat template ChatML?")
 adapter, started, first_step = Path(OUTPUT) / "lora", time.time(), 0
 if TRAIN:
     newest = get_last_checkpoint(checkpoints) if RESUME and checkpoints.exists() else None
@@ -625,12 +618,8 @@ if TRAIN:
 else:
     set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
 seconds, done = time.time() - started, trainer.state.global_step
-tokens = (
-    sum(map(len, trainer.train_dataset["input_ids"]))
-    * trainer.state.epoch
-    * (done - first_step)
-    / max(1, done)
-)
+epochs = (trainer.state.epoch or 0) * (done - first_step) / max(1, done)  # of this session
+tokens = epochs * sum(map(len, trainer.train_dataset["input_ids"]))
 
 # %% After
 started = time.time()
@@ -639,10 +628,8 @@ after = score_texts(after_texts, ended)
 speed = sum(len(tokenizer(text).input_ids) for text in after_texts) / (time.time() - started)
 table = "| held-out documents | before | after |\n|---|---|---|\n"
 for name in after:
-    cells = [
-        "{:.3f} ({:.3f} to {:.3f})".format(*mean_and_interval(scores[name])) for scores in (before, after)
-    ]
-    table += f"| {name} | {cells[0]} | {cells[1]} |\n"
+    cells = [mean_and_interval(scores[name]) for scores in (before, after)]
+    table += f"| {name} | " + " | ".join("{:.3f} ({:.3f} to {:.3f})".format(*cell) for cell in cells) + " |\n"
 print(table)
 
 
@@ -655,23 +642,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def warnings_of(text: str, given: str) -> list[str]:
-    """Return what a reader has to check: citations that are not in the input, and a missing customary closing."""
+    """Return what to check by hand: citations that the input does not hold, no customary closing."""
     cited = re.findall(r"《[^》]+》|[\u4e00-\u9fff]{2,}〔\d{4}〕\d+号", text)
     closed = re.search("请示|批示|批复。|特此|贯彻|执行|施行", text[-150:])
-    return [f"需核实：{name}" for name in dict.fromkeys(cited) if name not in given] + ["无惯用结束语"] * (
-        not closed
-    )
+    unknown = [f"需核实：{name}" for name in dict.fromkeys(cited) if name not in given]
+    return unknown if closed else [*unknown, "无惯用结束语"]
 
 
 def export(adapter: Path, kind: str, quantization: str) -> None:
-    """Merge an adapter into its 16-bit base in OUTPUT/merged_16bit; for "gguf" also write a GGUF and a Modelfile.
+    """Merge an adapter into its 16-bit base; for "gguf" also write a GGUF file and Ollama's Modelfile.
 
-    If the conversion fails, print the commands that do it by hand and exit with status 1: nothing is lost by then.
+    If the conversion fails, print the commands that do it by hand and exit with status 1; nothing is lost.
     """
     merged, gguf = adapter.parent / "merged_16bit", adapter.parent / "gguf"
-    source = re.sub(
-        "(-unsloth)?-bnb-4bit$", "", MODEL
-    )  # merging into 4-bit weights would keep their rounding errors
+    source = re.sub("(-unsloth)?-bnb-4bit$", "", MODEL)  # 4-bit weights would pass their rounding errors on
     base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, device_map="cpu")
     PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(merged)
     tokenizer.save_pretrained(merged)
@@ -684,23 +668,20 @@ def export(adapter: Path, kind: str, quantization: str) -> None:
         from unsloth_zoo.llama_cpp import convert_to_gguf, install_llama_cpp, quantize_gguf
 
         quantizer, converter = install_llama_cpp()
-        files, _ = convert_to_gguf(
-            str(gguf / "model"), str(merged), "bfloat16", "bf16", converter_location=converter
-        )
+        target, source = str(gguf / "model"), str(merged)
+        files, _ = convert_to_gguf(target, source, "bfloat16", "bf16", converter_location=converter)
         quantize_gguf(files[0], str(gguf / name), quantization, quantizer_location=quantizer)
     except Exception as error:
-        print(
-            f"GGUF failed ({error}). The adapter and {merged} are complete; by hand, in a clone of llama.cpp:"
-        )
+        print(f"GGUF failed ({error}). {merged} is complete; by hand, in a clone of llama.cpp:")
         print(f"  python convert_hf_to_gguf.py {merged} --outfile {gguf}/bf16.gguf --outtype bf16")
         print(f"  llama-quantize {gguf}/bf16.gguf {gguf}/{name} {quantization}")
         sys.exit(1)
-    template = "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
+    turns = "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}"
     stops = "".join(
         f'PARAMETER stop "{token}"\n' for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
     )
     rest = f'SYSTEM """{SYSTEM}"""\n{stops}PARAMETER temperature 0.7\nPARAMETER top_p 0.8\n'
-    write_text(gguf / "Modelfile", f'FROM ./{name}\nTEMPLATE """{template}"""\n{rest}')
+    write_text(gguf / "Modelfile", f'FROM ./{name}\nTEMPLATE """{turns}<|im_start|>assistant\n"""\n{rest}')
     print(f"ollama create {adapter.parent.name} -f {gguf}/Modelfile && ollama run {adapter.parent.name}")
 
 
@@ -748,8 +729,8 @@ report = f"# gongwen: {MODEL} on {DEVICE}\n\n"
 if MODEL.startswith("data/tiny"):
     report += "**A rehearsal with a tiny model: what it writes is of no use to anyone.**\n\n"
 report += f"""{table}
-{len(eval_rows)} documents on topics that are not in training; mean and bootstrap 95% interval. The scores are rules of form and
-wording: they say nothing about whether a document is right. The best one is laid out in sample.docx.
+{len(eval_rows)} documents on topics that are not in training; mean and bootstrap 95% interval. The scores are
+rules of form and wording: they say nothing about whether a document is right. The best is in sample.docx.
 
 ![loss](loss.png)
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("sft_gongwen.py", "sft_alpaca.py")
+
 RUNNER = """
 import sys
 script, source = sys.argv[1:3]
