@@ -4,21 +4,24 @@
 
 Trains, from this repo's own text and nothing else, the model that the scripts use where no real one is loaded:
 
-- `data/tiny-qwen2.5/`: Qwen2 architecture, hidden size 192, 6 layers, byte-level BPE with 8,192 tokens, ChatML.
+- `data/tiny-qwen2.5/`: Qwen2 architecture, hidden size 192, 6 layers, byte-level BPE with 6,144 tokens, ChatML.
 
-Run:    `uv run data/build_tiny_models.py` (about 15 minutes on two idle cores, no network)
-Data:   `data/corpus/*.txt` (paragraphs, and `Q:` / `A:` pairs that become chat turns) and generated arithmetic.
-        No row that a script trains on or is scored on, and no text in the form of an official document.
+Run:    `uv run data/build_tiny_models.py` (about 20 minutes on two idle cores, no network)
+Data:   `data/corpus/*.txt` (paragraphs, and `Q:` / `A:` pairs that become chat turns), loose sentences from the
+        training topics of `data/gongwen.json`, and generated exercises (sums, dates, copying). No row that a
+        script is scored on, and no text in the form of an official document.
 Writes: `data/tiny-qwen2.5/` (safetensors, tokenizer, config)
 
 The result knows common words and the shape of a chat turn. It is not a useful model and is not meant to be one.
 """
 
 # %% Imports
+import json
 import math
 import random
 import re
 import time
+from datetime import date, timedelta
 from pathlib import Path
 
 import torch
@@ -27,14 +30,15 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 # %% Settings
 DATA = Path(__file__).resolve().parent
-VOCAB_SIZE = 8192  # 49k would make every step four times slower
+VOCAB_SIZE = 6144  # 49k would make every step four times slower
 HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE = 192, 6, 3, 1, 512  # multiples of 64: NF4 packs blocks of 64
-SEQUENCE = 512  # tokens in a packed row
-BATCH = 4  # rows in a step
-STEPS = 1000  # about eight passes over the text
+SEQUENCE = 256  # tokens in a packed row
+BATCH = 8  # rows in a step
+STEPS = 1500  # about six passes over the text
 LEARNING_RATE = 2e-3  # peak; cosine to a tenth after 50 warm-up steps
-ARITHMETIC = 3000  # generated sums and word problems, a sixth of them in each pass
+EXERCISES = 2000  # generated exercises of each kind, a sixth of them in each pass
 SEED = 3407
+HELD_OUT = "传染病防控 卫生信息化 爱国卫生 合理用药 医联体建设".split()  # topics sft_gongwen.py is scored on
 
 # Qwen2.5's special tokens in Qwen2.5's order; the vision tokens serve the tiny vision model.
 SPECIAL = """<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|>
@@ -52,7 +56,7 @@ CHAT_TEMPLATE = (
 
 
 # %% Data
-def arithmetic(count: int, rng: random.Random) -> list[str]:
+def sums(count: int, rng: random.Random) -> list[str]:
     """Return sums and one-step word problems with small numbers, as prose and as Q/A pairs in two languages."""
     things = ["苹果", "铅笔", "本子", "鸡蛋", "口罩", "座位", "盒药", "张票"]
     names = ["小明", "小红", "李老师", "王医生", "Tom", "Anna"]
@@ -78,14 +82,113 @@ def arithmetic(count: int, rng: random.Random) -> list[str]:
     return rows
 
 
+def reasoning_sums(count: int, rng: random.Random) -> list[str]:
+    """Return word problems with one-digit numbers whose answers are often, not always, tagged and right.
+
+    The raw material of grpo_r1.py's rehearsal: a base that answers in <reasoning> and <answer> tags now and then,
+    sometimes on one line or unclosed, and that adds in half of the stories where it must subtract. The rehearsal
+    asks about pairs of a name and a thing that never occur together here: the sum of their places is odd.
+    """
+    names = ["Tom", "Anna", "Ben", "Lily", "Max", "Nora"]
+    things = ["apples", "pens", "coins", "eggs", "cards", "books"]
+    rows = []
+    for _ in range(count):
+        place, a, b, c = rng.randrange(6), rng.randint(2, 9), rng.randint(1, 9), rng.randint(1, 9)
+        name, thing = names[place], things[rng.randrange(place % 2, 6, 2)]
+        a, b = max(a, b), min(a, b)
+        kind = rng.choice(["gain", "loss", "both"])
+        story = {"gain": f"gets {b} more", "loss": f"loses {b}", "both": f"gets {b} more, then {c} more"}[
+            kind
+        ]
+        steps = {"gain": [b], "loss": [b if rng.random() < 0.5 else -b], "both": [b, c]}[
+            kind
+        ]  # a habit to unlearn
+        value, lines = a, []
+        for step in steps:
+            result = value + step + rng.choice([-1, 1]) * (rng.random() < 0.08)  # a slip of one, now and then
+            lines.append(f"{value} {'+' if step > 0 else '-'} {abs(step)} = {result}")
+            value = result
+        work = "\n".join(lines)
+        answers = {
+            f"<reasoning>\n{work}\n</reasoning>\n<answer>\n{value}\n</answer>": 30,
+            f"<reasoning>{', '.join(lines)}</reasoning> <answer>{value}</answer>": 15,
+            f"<reasoning>\n{work}\n<answer>\n{value}": 10,
+            f"{', '.join(lines)}, so {name} has {value} {thing}.": 45,
+        }
+        question = f"{name} has {a} {thing} and {story}. How many {thing} does {name} have now?"
+        rows.append(f"Q: {question}\nA: {rng.choices(list(answers), list(answers.values()))[0]}")
+    return rows
+
+
+def dates(count: int, rng: random.Random) -> list[str]:
+    """Return Q/A pairs about the calendar and about counting in Chinese numerals."""
+    rows = []
+    for _ in range(count):
+        day = date(2020, 1, 1) + timedelta(rng.randrange(2200))
+        later, first = day + timedelta(rng.randint(1, 9)), rng.randint(1, 6)
+        one, two = (f"{d.year}年{d.month}月{d.day}日" for d in (day, later))
+        numerals = "、".join("一二三四五六七八九十"[first - 1 : first + rng.randint(2, 4)])
+        rows.append(
+            rng.choice(
+                [
+                    f"Q: {one}再过{(later - day).days}天是哪一天？\nA: {two}",
+                    f"Q: 从{one}到{two}有几天？\nA: {(later - day).days}天。",
+                    f"Q: 从{numerals[0]}数到{numerals[-1]}。\nA: {numerals}",
+                    f"{one}是{day.year}年的第{day.timetuple().tm_yday}天，{'周' + '一二三四五六日'[day.weekday()]}。",
+                ]
+            )
+        )
+    return rows
+
+
+def copies(sentences: list[str], count: int, rng: random.Random) -> list[str]:
+    """Return Q/A pairs that ask for a sentence again, or for the sentence that follows a given one."""
+    rows = []
+    for _ in range(count):
+        one, two, three = rng.sample(sentences, 3)
+        rows.append(
+            rng.choice(
+                [
+                    f"Q: 请照抄：{one}\nA: {one}",
+                    f"Q: 下面是三句话。\n{one}\n{two}\n{three}\n请写出第二句。\nA: {two}",
+                    f"Q: 请把这两句话各写一行：{one}{two}\nA: {one}\n{two}",
+                ]
+            )
+        )
+    return rows
+
+
+def loose_sentences(path: Path, left_out: list[str]) -> list[str]:
+    """Return the running sentences of documents, three to a text, without title, numbering, organ or date."""
+    texts = []
+    for row in json.loads(path.read_text(encoding="utf-8")):
+        if row["topic"] not in left_out:
+            lines = [
+                re.sub(r"^([一二三四五六七八九十]+、|（\w+）|\d+[.．])", "", line)
+                for line in row["output"].split("\n")
+            ]
+            lines = [line for line in lines if len(line) > 25 and line.endswith("。")]
+            texts += ["\n".join(lines[start : start + 3]) for start in range(0, len(lines), 3)]
+    return texts
+
+
 blocks = []
 for path in sorted((DATA / "corpus").glob("*.txt")):
     blocks += [
         block.strip() for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8")) if block.strip()
     ]
+blocks += loose_sentences(DATA / "gongwen.json", HELD_OUT)
 rng = random.Random(SEED)
-sums = arithmetic(ARITHMETIC, rng)
-print(f"{len(blocks)} blocks of text, {sum(map(len, blocks)):,} characters; {len(sums)} generated sums")
+short = [line for block in blocks for line in re.findall(r"[^。！？\n]{8,40}[。！？]", block)]
+exercises = (
+    sums(EXERCISES, rng)
+    + reasoning_sums(EXERCISES, rng)
+    + dates(EXERCISES, rng)
+    + copies(short, EXERCISES, rng)
+)
+print(
+    f"{len(blocks)} blocks of text, {sum(map(len, blocks)):,} characters; {len(exercises)} generated exercises"
+)
 
 # %% Tokenizer
 backend = Tokenizer(models.BPE())
@@ -97,17 +200,17 @@ backend.pre_tokenizer = pre_tokenizers.Sequence(
 )
 backend.decoder = decoders.ByteLevel()
 backend.train_from_iterator(
-    blocks + ["〔2024〕 〔2023〕 《》 （一）（二） ：、；“”"],
+    blocks + exercises[::10] + ["〔2024〕 〔2023〕 《》 （一）（二） ：、；“”"],
     trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE - len(SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     ),
 )
+backend.add_special_tokens(SPECIAL)
 tokenizer = PreTrainedTokenizerFast(
     tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=2048
 )
-tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL})
 tokenizer.chat_template = CHAT_TEMPLATE
 
 
@@ -120,10 +223,10 @@ def tokens_of(block: str) -> list[int]:
 
 
 encoded = [tokens_of(block) for block in blocks]
-encoded_sums = [tokens_of(block) for block in sums]
+encoded_exercises = [tokens_of(block) for block in exercises]
 size = sum(map(len, encoded))
 print(
-    f"{len(tokenizer)} tokens in the vocabulary; {size:,} tokens of text, {sum(map(len, encoded_sums)):,} of sums"
+    f"{len(tokenizer)} tokens in the vocabulary; {size:,} tokens of text, {sum(map(len, encoded_exercises)):,} of exercises"
 )
 
 # %% Model
@@ -146,7 +249,7 @@ def rows(rng: random.Random):
     """Yield packed rows of SEQUENCE + 1 tokens for ever; each pass has a new order and a new part of the sums."""
     stream = []
     while True:
-        epoch = encoded + rng.sample(encoded_sums, len(encoded_sums) // 6)
+        epoch = encoded + rng.sample(encoded_exercises, len(encoded_exercises) // 8)
         rng.shuffle(epoch)
         for piece in epoch:
             stream += piece

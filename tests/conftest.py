@@ -77,13 +77,12 @@ def with_constants(source: str, **constants) -> str:
     return "".join(lines[: last.end_lineno]) + new + "".join(lines[last.end_lineno :])
 
 
-def start(script, output, runner=(), environment=None, cwd=ROOT, **constants) -> subprocess.Popen:
-    """Start a script with other constants in a process of its own."""
+def start(script, output, runner=(), environment=None, cwd=ROOT, then="", **constants) -> subprocess.Popen:
+    """Start a script with other constants in a process of its own; `then` is code to run after its last line."""
     output.mkdir(parents=True, exist_ok=True)
     source = output.parent / f"{output.name}-source.py"
-    source.write_text(
-        with_constants((ROOT / script).read_text(encoding="utf-8"), **constants), encoding="utf-8"
-    )
+    text = with_constants((ROOT / script).read_text(encoding="utf-8"), **constants)
+    source.write_text(text + then, encoding="utf-8")
     start_file = output.parent / f"{output.name}-runner.py"
     start_file.write_text(RUNNER, encoding="utf-8")
     command = [sys.executable, *runner, str(start_file), str(ROOT / script), str(source)]
@@ -99,14 +98,26 @@ def start(script, output, runner=(), environment=None, cwd=ROOT, **constants) ->
     )
 
 
+def kill_in_training(script, output, step, runner=(), environment=None, **constants) -> None:
+    """Start a script and end it with SIGKILL as soon as the checkpoint of a step is complete."""
+    process = start(script, output, runner, environment, **constants)
+    limit = time.time() + 600
+    while not list(output.glob(f"checkpoints-*/checkpoint-{step}/trainer_state.json")):
+        assert process.poll() is None, process.communicate()
+        assert time.time() < limit
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+
+
 @pytest.fixture(scope="session")
 def run_script(tmp_path_factory):
-    """Return run(script, output=None, runner=(), environment=None, **constants) -> Run."""
+    """Return run(script, output=None, runner=(), environment=None, cwd=ROOT, then="", **constants) -> Run."""
 
-    def run(script, output=None, runner=(), environment=None, cwd=ROOT, **constants) -> Run:
+    def run(script, output=None, runner=(), environment=None, cwd=ROOT, then="", **constants) -> Run:
         output = output or tmp_path_factory.mktemp(Path(script).stem) / "output"
         begin = time.time()
-        process = start(script, output, runner, environment, cwd, **constants)
+        process = start(script, output, runner, environment, cwd, then, **constants)
         stdout, stderr = process.communicate(timeout=1200)
         return Run(process.returncode, stdout, stderr, output, time.time() - begin)
 

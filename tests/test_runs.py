@@ -1,18 +1,31 @@
-"""The rehearsal of the training script from end to end: its numbers and its files."""
+"""Runs of the training scripts from end to end: the rehearsal, an interruption, a saved adapter, bad data."""
 
 import json
 import re
 
 import docx
-from conftest import ROOT
+import pytest
+import torch
+from conftest import ROOT, kill_in_training
+from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TINY = ROOT / "data" / "tiny-qwen2.5"
+SHORT = {"MAX_STEPS": 6, "EVALUATIONS": 3, "EVAL_ROWS": 4, "NEW_TOKENS": 40, "MAX_LENGTH": 300}
 
 
 def metrics_of(run) -> dict:
     assert run.status == 0, run.stdout[-2000:] + run.stderr[-3000:]
     return json.loads((run.output / "metrics.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def short_run(run_script):
+    """Return a short run of sft_gongwen.py from beginning to end."""
+    run = run_script("sft_gongwen.py", **SHORT)
+    metrics_of(run)
+    return run
 
 
 def test_gongwen_rehearsal_improves(rehearsal):
@@ -39,3 +52,59 @@ def test_gongwen_rehearsal_leaves_what_it_says(rehearsal):
     text = "\n".join(line.text for line in docx.Document(run.output / "sample.docx").paragraphs)
     assert re.search(r"关于.*的", text)
     assert re.search(r"\d+ longer than \d+ tokens left out", run.stdout) and "Trained on:\n" in run.stdout
+
+
+def test_killed_run_goes_on_and_ends_the_same(run_script, short_run, tmp_path):
+    output = tmp_path / "killed"
+    kill_in_training("sft_gongwen.py", output, 2, **SHORT)
+    assert not (output / "metrics.json").exists()
+    again = run_script("sft_gongwen.py", output=output, **SHORT)
+    resumed, whole = metrics_of(again), metrics_of(short_run)
+    assert "Going on from" in again.stdout and resumed["train"]["steps"] == whole["train"]["steps"] == 6
+    assert resumed["before"] == whole["before"] and resumed["after"] == whole["after"]
+    assert not list(output.glob("checkpoints-*"))
+
+
+def test_saved_adapter_is_scored_and_merged(run_script, short_run):
+    """TRAIN = False gives the scores of the run that saved the adapter; the merged model answers as the adapter."""
+    first = metrics_of(short_run)
+    second = run_script("sft_gongwen.py", short_run.output, TRAIN=False, EXPORT="merged_16bit", **SHORT)
+    assert metrics_of(second)["after"] == first["after"] and metrics_of(second)["train"]["steps"] == 0
+    merged_folder = short_run.output / "merged_16bit"
+    tokenizer = AutoTokenizer.from_pretrained(merged_folder)
+    base = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, short_run.output / "lora").eval()
+    merged = AutoModelForCausalLM.from_pretrained(merged_folder, dtype=torch.float32).eval()
+    turns = [{"role": "user", "content": "写一则关于停诊的通告。"}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    inputs = tokenizer(text, return_tensors="pt")
+    with torch.no_grad():
+        difference = (adapted(**inputs).logits - merged(**inputs).logits).abs().max()
+    assert difference < 0.15  # the merged weights are rounded to bfloat16
+    texts = [
+        model.generate(**inputs, max_new_tokens=8, do_sample=False).tolist() for model in (adapted, merged)
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_variants_of_lora(run_script):
+    run = run_script(
+        "sft_gongwen.py", USE_DORA=True, USE_RSLORA=True, LORA_PLUS=4, **{**SHORT, "MAX_STEPS": 2}
+    )
+    metrics_of(run)
+    config = json.loads((run.output / "lora" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["use_dora"] and config["use_rslora"]
+    assert any("magnitude" in name for name in load_file(run.output / "lora" / "adapter_model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "raw,words", [(None, "does not exist"), ("[]", "no usable row"), ('[{"a": ]', "line 1: not JSON")]
+)
+def test_bad_data_ends_in_one_line(run_script, tmp_path, raw, words):
+    path = tmp_path / "rows.json"
+    if raw is not None:
+        path.write_text(raw)
+    run = run_script("sft_gongwen.py", environment={"DATA": str(path)})
+    last = run.stderr.strip().splitlines()[-1]
+    assert run.status == 1 and last.startswith("Data: ") and str(path) in last and words in last
+    assert "Traceback" not in run.stderr

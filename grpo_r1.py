@@ -1,0 +1,415 @@
+# %% [markdown]
+"""
+# Reasoning (R1 style): GRPO of Qwen2.5-7B-Instruct on GSM8K
+
+Teaches a model to reason before it answers, with GRPO (Group Relative Policy Optimization, DeepSeekMath
+2402.03300): of several sampled answers to a question, those with more reward than their mean get likelier.
+
+Run:    `python grpo_r1.py`; edit the constants under Settings, or set MODEL, DATA and OUTPUT
+Needs:  a GPU with 12 GB (not measured yet); without one it rehearses on a tiny model in minutes
+Data:   {"question": "How much are 2 pens at $12?", "answer": "They cost 12*2 = $<<12*2=24>>24.\\n#### 24"}
+Writes: OUTPUT/lora, metrics.json, report.md, reward.png
+"""
+
+# %% Imports
+from unsloth import FastLanguageModel  # first: it patches trl, transformers and peft when it is imported
+
+# isort: split
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import time
+from fractions import Fraction
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from datasets import Dataset, load_dataset
+from matplotlib.figure import Figure
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl import GRPOConfig, GRPOTrainer
+
+# %% Settings
+GPU = torch.cuda.is_available()
+DEVICE = torch.cuda.get_device_name() if GPU else f"CPU, {os.cpu_count()} cores"
+MODEL = os.getenv("MODEL", "unsloth/Qwen2.5-7B-Instruct-bnb-4bit" if GPU else "data/tiny-qwen2.5")
+DATA = os.getenv("DATA", "data/gsm8k.jsonl")  # JSON or JSONL rows, or a dataset of the hub: openai/gsm8k
+OUTPUT = os.getenv("OUTPUT", "outputs/r1")
+SYSTEM = "Answer in this form:\n<reasoning>\nyour steps\n</reasoning>\n<answer>\none number\n</answer>"
+
+DTYPE = None  # None: bfloat16 where the hardware has it, else float16; or "float32"
+LOAD_IN_4BIT = True  # NF4 weights; False needs 16 GB for the weights of 7B alone
+FAST_INFERENCE = True  # sample with vLLM where it is installed and there is a GPU; False to sample without it
+VLLM_MEMORY = 0.6  # share of the GPU for vLLM's cache and the weights, which training uses, too
+PROMPT_LENGTH = 320  # tokens; rows with longer prompts are left out
+NEW_TOKENS = 512  # longest completion. Out of memory: 320
+GRADIENT_CHECKPOINTING = "unsloth"  # recompute activations: less memory, slower; False where memory allows
+
+LORA_R = 32  # rank of the update, 8 to 64. Out of memory: 16
+LORA_ALPHA = 32  # the update is scaled by alpha / r
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+NUM_GENERATIONS = 6  # answers to compare; fewer give noisier advantages. Out of memory: 4, ACCUMULATION = 4
+BATCH_SIZE = 1  # completions in a forward pass
+ACCUMULATION = 6  # forward passes in an optimizer step; times BATCH_SIZE, a multiple of NUM_GENERATIONS
+MAX_STEPS = 250  # the first 50 show whether the reward rises
+LEARNING_RATE = 5e-6
+WARMUP = 0.1  # share of the steps
+OPTIMIZER = "adamw_8bit"  # 2 bytes of state a trained parameter instead of 8
+TEMPERATURE = 1.0  # of the samples; below 1 the answers of a group, and so their rewards, become alike
+LOSS_TYPE = "dapo"  # each token weighs the same; "grpo", the paper's, makes wrong answers longer
+BETA = 0.0  # weight of the KL term that holds the model near its base; 0.001 to 0.04 if the text degenerates
+PATIENCE = 20  # steps in a row without anything to learn from until a message says what to change
+SEED = 3407
+
+EVAL_SHARE = 0.2  # of the rows
+EVAL_ROWS = 100  # held-out problems to answer, before and after
+EVAL_BATCH = 16  # problems answered at once. Out of memory in Before: 4
+VOTES = 0  # 8: also sample so many answers to each problem and take the most frequent
+
+RESUME = True  # go on from the newest checkpoint of an interrupted run with the same settings
+TRAIN = True  # False: use the adapter in OUTPUT/lora as it is
+REPORT_TO = "none"  # "tensorboard", "wandb", "swanlab", "trackio"
+TRY = "A ticket is $8, half for a child. What do two adults and three children pay?"  # for the last cell
+
+if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below, a tiny model, three minutes on two cores
+    DATA = os.getenv("DATA", "data/sums.jsonl")  # problems that the tiny model gets right now and then
+    SYSTEM = "You are a helpful assistant."  # it follows no instructions: this is what it was pretrained with
+    PROMPT_LENGTH, NEW_TOKENS, LEARNING_RATE, MAX_STEPS, LORA_ALPHA = 96, 64, 2e-3, 60, 64
+    BATCH_SIZE, ACCUMULATION, EVAL_ROWS, EVAL_BATCH = 48, 1, 150, 75
+    GRADIENT_CHECKPOINTING, LOAD_IN_4BIT, FAST_INFERENCE = False, False, False
+    TRY = "Tom has 7 pens and loses 3. How many pens does Tom have now?"
+settings = {name: value for name, value in list(globals().items()) if name.isupper()}
+if NUM_GENERATIONS < 2 or BATCH_SIZE * ACCUMULATION % NUM_GENERATIONS:
+    batch = f"BATCH_SIZE x ACCUMULATION = {BATCH_SIZE * ACCUMULATION}, NUM_GENERATIONS = {NUM_GENERATIONS}"
+    raise SystemExit(f"Settings: {batch}; the first must be a multiple of the second, which is at least 2")
+
+
+# %% Data
+def extract_hash_answer(text: str) -> str | None:
+    """Return what follows the last "####" on its line, None where nothing does: "... #### 24" gives "24"."""
+    found = re.search(r".*####([^\n]*)", text, re.DOTALL)
+    return (found[1].strip() or None) if found else None
+
+
+def to_prompt(row: dict) -> dict:
+    """Return a row in TRL's conversational form; only the rewards get to see the answer."""
+    prompt = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": row["question"]}]
+    return {"prompt": prompt, "answer": extract_hash_answer(row["answer"])}
+
+
+tokenizer = AutoTokenizer.from_pretrained(MODEL)
+hub = {"path": DATA, "name": "main", "split": "train"}
+local = {"path": "json", "data_files": DATA, "split": "train", "encoding": "utf-8-sig"}
+try:
+    rows = load_dataset(**(local if Path(DATA).suffix in (".json", ".jsonl") else hub))
+    rows = {re.sub(r"\s", "", row["question"]): to_prompt(row) for row in rows}  # each question once
+except Exception as error:  # the libraries below raise what they like
+    raise SystemExit(f"Data: each row of {DATA} needs question and answer as texts: {error!r}") from None
+usable = []
+for row in rows.values():
+    prompt = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+    if row["answer"] and len(tokenizer(prompt).input_ids) <= PROMPT_LENGTH:
+        usable.append(row)
+print(f"{DATA}: {len(rows)} questions, {len(rows) - len(usable)} too long or without #### left out")
+if len(usable) < 2:
+    raise SystemExit(f"Data: nothing to train on and to hold out: answers in {DATA} end in #### and a number")
+parts = Dataset.from_list(usable).train_test_split(EVAL_SHARE, seed=SEED)
+train_dataset, eval_rows = parts["train"], parts["test"].to_list()[:EVAL_ROWS]
+print(f"{len(train_dataset)} to train on, {len(eval_rows)} held out; {row['answer']} answers this:\n{prompt}")
+
+# %% Rewards
+TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
+TAG = "</?(?:reasoning|answer)>"
+ANY = f"(?:(?!{TAG}).)*"  # no tag in it, so that none occurs twice
+SOME = rf"\s*(?!{TAG})\S{ANY}"
+SOFT = re.compile(rf"{ANY}<reasoning>{SOME}</reasoning>\s*<answer>{SOME}</answer>{ANY}", re.DOTALL)
+STRICT = re.compile(r"\s*{}[ \t]*\n.*\n[ \t]*{}[ \t]*\n\s*{}[ \t]*\n.*\n[ \t]*{}\s*".format(*TAGS), re.DOTALL)
+WIDE = str.maketrans("−－–＋，．％＄／", "---+,.%$/")
+NUMBER = re.compile(  # sign or operator, number, denominator; not the 2 of m2
+    r"([-+*/^×÷]?) ?[$€£¥￥]? ?(?<![a-zA-Z\d])((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:/(\d+))?"
+)
+SCALED = re.compile(r"\d(?: ?(?:hundred|thousand|million|billion|dozen)|e[-+]?\d)", re.IGNORECASE)
+
+
+def number_of(text: str) -> Fraction | None:
+    """Return the one number that a text states, None without one, with two different ones or with a sum.
+
+    "$1,000.00" is 1000, "24 apples" is 24, "1/2" a half; the percent sign is a unit as in GSM8K, "50%" is 50.
+    A number that goes on in another numeral (5², 2½, 3万) or in a word like million is refused, not misread.
+    """
+    text, values = " ".join(text.translate(WIDE).split()), set()
+    goes_on = any(a.isdecimal() and b.isnumeric() and not b.isdecimal() for a, b in zip(text, text[1:]))
+    for place, (sign, digits, below) in enumerate(NUMBER.findall(text)):
+        if goes_on or SCALED.search(text) or sign in tuple("*/^×÷") or (sign and place):
+            return None
+        try:
+            values.add(Fraction(digits.replace(",", "")) / int(below or 1) * (-1 if sign == "-" else 1))
+        except (ValueError, ZeroDivisionError):  # too many digits for int; divided by zero
+            return None
+    return values.pop() if len(values) == 1 else None
+
+
+def extract_xml_answer(text: str) -> str:
+    """Return what stands in the answer tags, "" unless there is exactly one pair of them."""
+    parts = re.split("(</?answer>)", text)
+    return parts[2].strip() if parts[1::2] == ["<answer>", "</answer>"] else ""
+
+
+def texts_of(completions: list) -> list[str]:
+    """Return the texts of completions, which TRL gives as strings or as lists of one message."""
+    return [text if isinstance(text, str) else text[-1]["content"] or "" for text in completions]
+
+
+def correctness_reward_func(prompts, completions, answer, **kwargs) -> list[float]:
+    """Return 2.0 where the tagged answer equals the right one, as a number if that is one, else 0."""
+    scores = []
+    for text, right in zip(texts_of(completions), map(str, answer)):
+        given, value = extract_xml_answer(text), number_of(right)
+        scores.append(2.0 * (given == right.strip() if value is None else number_of(given) == value))
+    return scores
+
+
+def int_reward_func(prompts, completions, answer=None, **kwargs) -> list[float]:
+    """Return 0.5 where the tagged answer is a whole number ("-3", "1,000", "$24.00") and no more, else 0."""
+    scores = []
+    for text in texts_of(completions):
+        given = extract_xml_answer(text).translate(WIDE).removesuffix("%")
+        value = number_of(given) if NUMBER.fullmatch(given) and "/" not in given else None
+        scores.append(0.5 * (value is not None and value.denominator == 1))
+    return scores
+
+
+def strict_format_reward_func(prompts, completions, answer=None, **kwargs) -> list[float]:
+    """Return 0.5 where a text is both pairs of tags, filled, once, each tag on a line of its own, else 0."""
+    texts = [text.replace("\r\n", "\n") for text in texts_of(completions)]
+    return [0.5 * bool(SOFT.fullmatch(text) and STRICT.fullmatch(text)) for text in texts]
+
+
+def soft_format_reward_func(prompts, completions, answer=None, **kwargs) -> list[float]:
+    """Return 0.5 where a text holds both pairs of tags, filled, once and in order, else 0."""
+    return [0.5 * bool(SOFT.fullmatch(text)) for text in texts_of(completions)]
+
+
+def xmlcount_reward_func(prompts, completions, answer=None, **kwargs) -> list[float]:
+    """Return 0.125 for each tag that is there once and in its place, which for the last one is the end."""
+    scores = []
+    for text in texts_of(completions):
+        tags, score = re.findall(TAG, text), 0.0
+        for i, tag in enumerate(TAGS):
+            early = tags.count(tag) == 1 and not set(TAGS[i + 1 :]) & set(tags[: tags.index(tag)])
+            score += 0.125 * (early and (i < 3 or text.rstrip().endswith(tag)))
+        scores.append(score)
+    return scores
+
+
+def mean_and_interval(values: list[float | None]) -> tuple[float, float, float]:
+    """Return the mean and its bootstrap 95% interval, over the values that are not None."""
+    numbers = np.array([value for value in values if value is not None] or [math.nan])
+    means = np.random.default_rng(0).choice(numbers, (2000, len(numbers))).mean(1)
+    return float(numbers.mean()), *map(float, np.percentile(means, [2.5, 97.5]))
+
+
+# %% Model
+fast_inference = FAST_INFERENCE and torch.cuda.is_available() and find_spec("vllm") is not None
+why = "vLLM" if fast_inference else "the model itself: no GPU, no vLLM, or FAST_INFERENCE is off"
+print(f"Samples come from {why}")
+model, tokenizer = FastLanguageModel.from_pretrained(
+    MODEL, max_seq_length=PROMPT_LENGTH + NEW_TOKENS, dtype=DTYPE, load_in_4bit=LOAD_IN_4BIT,
+    use_gradient_checkpointing=GRADIENT_CHECKPOINTING,
+    fast_inference=fast_inference, max_lora_rank=LORA_R, gpu_memory_utilization=VLLM_MEMORY,
+)  # fmt: skip
+model = FastLanguageModel.get_peft_model(
+    model, r=LORA_R, lora_alpha=LORA_ALPHA, lora_dropout=0, bias="none", target_modules=TARGETS,
+    use_gradient_checkpointing=GRADIENT_CHECKPOINTING, random_state=SEED,
+)  # fmt: skip
+trainable, total = model.get_nb_trainable_parameters()
+print(f"{trainable:,} of {total:,} parameters are trained ({trainable / total:.2%})")
+
+
+# %% Before
+def generate(conversations: list[list[dict]]) -> tuple[list[str], list[bool]]:
+    """Answer chat prompts greedily in batches; return the texts and whether each ended by itself."""
+    FastLanguageModel.for_inference(model)
+    prompts = [
+        tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        for turns in conversations
+    ]
+    ends = torch.tensor(model.generation_config.eos_token_id)
+    texts, ended = [], []
+    for start in range(0, len(prompts), EVAL_BATCH):
+        batch = prompts[start : start + EVAL_BATCH]
+        inputs = tokenizer(
+            batch, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
+        )
+        outputs = model.generate(**inputs.to(model.device), max_new_tokens=NEW_TOKENS, do_sample=False)
+        for output in outputs[:, inputs.input_ids.shape[1] :].cpu():
+            texts.append(tokenizer.decode(output, skip_special_tokens=True).strip())
+            ended.append(bool(torch.isin(output, ends).any()))
+    FastLanguageModel.for_training(model)
+    return texts, ended
+
+
+def vote(turns: list[dict]) -> Fraction | None:
+    """Return the most frequent number in VOTES sampled answers to a chat prompt, None if none gives one."""
+    FastLanguageModel.for_inference(model)
+    prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
+    sampling = {"do_sample": True, "temperature": TEMPERATURE, "top_p": 1.0, "top_k": 0}
+    outputs = model.generate(**inputs, max_new_tokens=NEW_TOKENS, num_return_sequences=VOTES, **sampling)
+    FastLanguageModel.for_training(model)
+    texts = tokenizer.batch_decode(outputs[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+    values = [value for value in map(number_of, map(extract_xml_answer, texts)) if value is not None]
+    return max(values, key=values.count, default=None)
+
+
+def score_model() -> tuple[list[str], dict[str, list[float]]]:
+    """Answer the held-out problems; return the texts and metric -> one value a problem, 0 or 1."""
+    texts, ended = generate([row["prompt"] for row in eval_rows])
+    answers = [row["answer"] for row in eval_rows]
+    scores = {"accuracy": [score / 2 for score in correctness_reward_func(None, texts, answers)]}
+    scores["format_rate"] = [score * 2 for score in strict_format_reward_func(None, texts)]
+    scores["ended_by_itself"] = [float(end) for end in ended]
+    if VOTES:
+        votes = [vote(row["prompt"]) for row in eval_rows]
+        scores[f"accuracy_of_{VOTES}_votes"] = [float(v == number_of(a)) for v, a in zip(votes, answers)]
+    return texts, scores
+
+
+before_texts, before = score_model()
+print(f"Before: accuracy {mean_and_interval(before['accuracy'])[0]:.3f}")
+
+
+# %% Train
+class Watch(TrainerCallback):
+    """Stop when the loss is no number; every PATIENCE steps say what to change if none could teach."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not math.isfinite((logs or {}).get("loss", 0.0)):
+            where = f"The loss is {logs['loss']} at step {state.global_step}"
+            raise SystemExit(f"{where}: halve LEARNING_RATE, or set DTYPE = 'float32'")
+        last = [entry for entry in state.log_history if "reward" in entry][-PATIENCE:]
+        if len(last) == PATIENCE and state.global_step % PATIENCE == 0:
+            if all(entry["completions/clipped_ratio"] == 1 for entry in last):
+                print(f"For {PATIENCE} steps all completions were cut: raise NEW_TOKENS, or change SYSTEM")
+            if all(entry["frac_reward_zero_std"] == 1 for entry in last):
+                print(f"For {PATIENCE} steps reward_std was 0 in every group, so nothing was learned: raise")
+                print("TEMPERATURE or NUM_GENERATIONS, or take problems in DATA that go right now and then")
+            if all(entry["reward"] == 0 for entry in last):
+                raise SystemExit("No reward at all: take easier DATA, or a MODEL that follows SYSTEM")
+
+
+rewards = [correctness_reward_func, int_reward_func]
+rewards += [strict_format_reward_func, soft_format_reward_func, xmlcount_reward_func]
+same_run = {name: value for name, value in settings.items() if name not in ("RESUME", "TRAIN")}
+fingerprint = hashlib.sha256(json.dumps([same_run, usable], sort_keys=True).encode()).hexdigest()[:8]
+checkpoints = Path(OUTPUT) / f"checkpoints-{fingerprint}"  # other settings are another run
+config = GRPOConfig(
+    output_dir=str(checkpoints), max_steps=MAX_STEPS, seed=SEED, data_seed=SEED, report_to=REPORT_TO,
+    num_generations=NUM_GENERATIONS, max_completion_length=NEW_TOKENS, temperature=TEMPERATURE,
+    per_device_train_batch_size=BATCH_SIZE, gradient_accumulation_steps=ACCUMULATION, shuffle_dataset=True,
+    loss_type=LOSS_TYPE, beta=BETA, scale_rewards="group",
+    epsilon=0.2, epsilon_high=0.28, mask_truncated_completions=True,  # DAPO's, which Unsloth sets on a GPU
+    learning_rate=LEARNING_RATE, lr_scheduler_type="cosine", warmup_steps=math.ceil(WARMUP * MAX_STEPS),
+    optim=OPTIMIZER, adam_beta2=0.99, weight_decay=0.1, max_grad_norm=0.1,
+    bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16,
+    gradient_checkpointing=bool(GRADIENT_CHECKPOINTING), logging_steps=1,
+    save_strategy="steps", save_steps=max(1, MAX_STEPS // 10), save_total_limit=2,
+)  # fmt: skip
+trainer = GRPOTrainer(
+    model=model, args=config, processing_class=tokenizer, train_dataset=train_dataset, reward_funcs=rewards,
+    callbacks=[Watch()],
+)  # fmt: skip
+adapter, started, first_step = Path(OUTPUT) / "lora", time.time(), 0
+if TRAIN:
+    newest = get_last_checkpoint(checkpoints) if RESUME and checkpoints.exists() else None
+    first_step = int(newest.rpartition("-")[2]) if newest else 0
+    print(f"Going on from {newest}" if newest else f"Training for {MAX_STEPS} steps")
+    trainer.train(resume_from_checkpoint=newest)
+else:
+    set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
+seconds, done = time.time() - started, trainer.state.global_step
+history = [entry for entry in trainer.state.log_history if "reward" in entry]
+lengths = [entry["completions/mean_length"] for entry in history if entry["step"] > first_step]
+tokens = sum(lengths) * BATCH_SIZE * ACCUMULATION  # of this session
+
+# %% After
+after_texts, after = score_model()
+table = "| held-out problems | before | after |\n|---|---|---|\n"
+for name in after:
+    cells = [mean_and_interval(scores[name]) for scores in (before, after)]
+    table += f"| {name} | " + " | ".join("{:.3f} ({:.3f} to {:.3f})".format(*cell) for cell in cells) + " |\n"
+print(table)
+
+
+# %% Save
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name and rename it, so that no half-written file is left behind."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+output, saving = Path(OUTPUT), Path(OUTPUT) / "lora.tmp"
+model.save_pretrained(saving)
+tokenizer.save_pretrained(saving)
+shutil.rmtree(adapter, ignore_errors=True)
+saving.rename(adapter)
+
+packages = ("unsloth", "unsloth_zoo", "trl", "torch", "transformers", "peft", "datasets", "bitsandbytes")
+peak = torch.cuda.max_memory_reserved() or psutil.Process().memory_info().rss
+metrics = {
+    "scenario": "r1", "model": MODEL, "device": DEVICE,
+    "before": {name: round(mean_and_interval(values)[0], 6) for name, values in before.items()},
+    "after": {name: round(mean_and_interval(values)[0], 6) for name, values in after.items()},
+    "train": {
+        "seconds": round(seconds, 1), "steps": done, "tokens_per_second": round(tokens / seconds, 1),
+        "reward_first_10": mean_and_interval([entry["reward"] for entry in history[:10]])[0],
+        "reward_last_10": mean_and_interval([entry["reward"] for entry in history[-10:]])[0],
+        "peak_memory_gb": round(peak / 2**30, 2),
+        "trainable_parameters": trainable, "total_parameters": total,
+    },
+    "settings": settings,
+    "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+}  # fmt: skip
+write_text(output / "metrics.json", json.dumps(metrics, ensure_ascii=False, indent=2))
+
+panels = {"reward": ["reward"] + [f"rewards/{reward.__name__}/mean" for reward in rewards]}
+panels |= {"spread": ["reward_std", "frac_reward_zero_std"], "tokens": ["completions/mean_length"]}
+panels |= {"share that was cut": ["completions/clipped_ratio"]}
+figure = Figure(figsize=(7, 12))
+for axes, (label, names) in zip(figure.subplots(len(panels)), panels.items()):
+    for name in names:
+        axes.plot([entry["step"] for entry in history], [entry[name] for entry in history], label=name)
+    axes.set(xlabel="step", ylabel=label)
+    axes.legend(fontsize="x-small")
+figure.savefig(output / "reward.tmp.png", dpi=150, bbox_inches="tight")
+os.replace(output / "reward.tmp.png", output / "reward.png")
+
+report = f"# r1: {MODEL} on {DEVICE}\n\n"
+if MODEL.startswith("data/tiny"):
+    report += "**A rehearsal with a tiny model: what it writes is of no use to anyone.**\n\n"
+report += f"{table}\n{len(eval_rows)} problems that are not in training, answered greedily; mean and "
+report += "bootstrap 95% interval.\n\n![reward](reward.png)\n"
+order = sorted(range(len(eval_rows)), key=lambda i: before["accuracy"][i] - after["accuracy"][i])
+for i in dict.fromkeys(order[:2] + order[-1:]):  # two that were learned, one that was lost if there is one
+    report += f"\n## {eval_rows[i]['prompt'][1]['content']}\n\nRight: {eval_rows[i]['answer']}\n"
+    report += f"\n### Before\n\n```\n{before_texts[i]}\n```\n\n### After\n\n```\n{after_texts[i]}\n```\n"
+report += f"\n## Run\n\n```json\n{json.dumps(metrics['train'] | metrics['versions'], indent=1)}\n```\n"
+write_text(output / "report.md", report)
+shutil.rmtree(checkpoints, ignore_errors=True)  # the run is complete: the next one starts afresh
+print(f"Saved in {OUTPUT}: lora, metrics.json, report.md, reward.png")
+
+# %% Try it
+texts, _ = generate([to_prompt({"question": TRY, "answer": ""})["prompt"]])
+print(f"{TRY}\n\n{texts[0]}")
