@@ -26,6 +26,7 @@ import time
 from fractions import Fraction
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -149,9 +150,10 @@ def number_of(text: str) -> Fraction | None:
     A number that goes on in another numeral (5², 2½, 3万) or in a word like million is refused, not misread.
     """
     text, values = " ".join(text.translate(WIDE).split()), set()
-    goes_on = any(a.isdecimal() and b.isnumeric() and not b.isdecimal() for a, b in zip(text, text[1:]))
+    if SCALED.search(text) or any(a.isdecimal() and b.isnumeric() > b.isdecimal() for a, b in pairwise(text)):
+        return None
     for place, (sign, digits, below) in enumerate(NUMBER.findall(text)):
-        if goes_on or SCALED.search(text) or sign in tuple("*/^×÷") or (sign and place):
+        if sign in tuple("*/^×÷") or (sign and place) or len(values) > 1:
             return None
         try:
             values.add(Fraction(digits.replace(",", "")) / int(below or 1) * (-1 if sign == "-" else 1))
@@ -184,7 +186,7 @@ def int_reward_func(prompts, completions, answer=None, **kwargs) -> list[float]:
     """Return 0.5 where the tagged answer is a whole number ("-3", "1,000", "$24.00") and no more, else 0."""
     scores = []
     for text in texts_of(completions):
-        given = extract_xml_answer(text).translate(WIDE).removesuffix("%")
+        given = extract_xml_answer(text).translate(WIDE).strip("$€£¥￥% ")
         value = number_of(given) if NUMBER.fullmatch(given) and "/" not in given else None
         scores.append(0.5 * (value is not None and value.denominator == 1))
     return scores
@@ -225,7 +227,7 @@ fast_inference = FAST_INFERENCE and torch.cuda.is_available() and find_spec("vll
 why = "vLLM" if fast_inference else "the model itself: no GPU, no vLLM, or FAST_INFERENCE is off"
 print(f"Samples come from {why}")
 model, tokenizer = FastLanguageModel.from_pretrained(
-    MODEL, max_seq_length=PROMPT_LENGTH + NEW_TOKENS, dtype=DTYPE, load_in_4bit=LOAD_IN_4BIT,
+    MODEL, max_seq_length=PROMPT_LENGTH + NEW_TOKENS, dtype=getattr(torch, DTYPE or "", None), load_in_4bit=LOAD_IN_4BIT,
     use_gradient_checkpointing=GRADIENT_CHECKPOINTING,
     fast_inference=fast_inference, max_lora_rank=LORA_R, gpu_memory_utilization=VLLM_MEMORY,
 )  # fmt: skip
@@ -367,6 +369,8 @@ shutil.rmtree(adapter, ignore_errors=True)
 saving.rename(adapter)
 
 packages = ("unsloth", "unsloth_zoo", "trl", "torch", "transformers", "peft", "datasets", "bitsandbytes")
+gained = [entry["reward"] for entry in history]
+first, last = (mean_and_interval(part)[0] if part else None for part in (gained[:10], gained[-10:]))
 peak = torch.cuda.max_memory_reserved() or psutil.Process().memory_info().rss
 metrics = {
     "scenario": "r1", "model": MODEL, "device": DEVICE,
@@ -374,8 +378,7 @@ metrics = {
     "after": {name: round(mean_and_interval(values)[0], 6) for name, values in after.items()},
     "train": {
         "seconds": round(seconds, 1), "steps": done, "tokens_per_second": round(tokens / seconds, 1),
-        "reward_first_10": mean_and_interval([entry["reward"] for entry in history[:10]])[0],
-        "reward_last_10": mean_and_interval([entry["reward"] for entry in history[-10:]])[0],
+        "reward_first_10": first, "reward_last_10": last,  # mean total reward of so many steps
         "peak_memory_gb": round(peak / 2**30, 2),
         "trainable_parameters": trainable, "total_parameters": total,
     },

@@ -501,7 +501,7 @@ def save_docx(text: str, path: str) -> None:
 model, tokenizer = FastLanguageModel.from_pretrained(
     MODEL,
     max_seq_length=MAX_LENGTH,
-    dtype=DTYPE,
+    dtype=getattr(torch, DTYPE or "", None),
     load_in_4bit=LOAD_IN_4BIT,
     use_gradient_checkpointing=GRADIENT_CHECKPOINTING,
 )

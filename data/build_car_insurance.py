@@ -86,7 +86,9 @@ def box(*numbers: float) -> tuple[float, ...]:
     return tuple(number * SCALE for number in numbers)
 
 
-def write(draw, x: float, y: float, text: str, name: str, size: float, colour, anchor: str = "mm", gap: float = 0) -> float:
+def write(
+    draw, x: float, y: float, text: str, name: str, size: float, colour, anchor: str = "mm", gap: float = 0
+) -> float:
     """Write a line, Chinese letters in the Chinese font, and return its width; the anchor is Pillow's (l, m, r + m)."""
     letters = [(letter, font("cjk" if letter > "\u2e80" else name, size)) for letter in text]
     width = sum(face.getlength(letter) / SCALE + gap for letter, face in letters) - gap
@@ -109,7 +111,9 @@ def seven_segments(draw, x: float, y: float, text: str, height: float, colour, g
     start, wide, thick = x, height * 0.52, max(2, round(height * SCALE / 9))
     for letter in text:
         if letter in ".,":
-            draw.rectangle(box(x, y + height - 2, x + 2.5, y + height + (3 if letter == "," else 0.5)), colour)
+            draw.rectangle(
+                box(x, y + height - 2, x + 2.5, y + height + (3 if letter == "," else 0.5)), colour
+            )
             x += 6
             continue
         left, right, middle, low = x, x + wide, y + height / 2, y + height
@@ -173,14 +177,20 @@ def pictogram(draw, name: str, x: float, y: float, size: float, colour) -> None:
             write(draw, x, y, values[0], "condensed", 7.5 * k, colour)
         elif shape == "dot":
             a, b = values[0]
-            draw.ellipse(box(x + (a - 1.6) * k, y + (b - 1.6) * k, x + (a + 1.6) * k, y + (b + 1.6) * k), fill=colour)
+            draw.ellipse(
+                box(x + (a - 1.6) * k, y + (b - 1.6) * k, x + (a + 1.6) * k, y + (b + 1.6) * k), fill=colour
+            )
         else:
             a, b, radius, *angles = values[0]
-            around = box(x + (a - radius) * k, y + (b - radius) * k, x + (a + radius) * k, y + (b + radius) * k)
+            around = box(
+                x + (a - radius) * k, y + (b - radius) * k, x + (a + radius) * k, y + (b + radius) * k
+            )
             draw.arc(around, *(angles or (0, 360)), fill=colour, width=width)
 
 
-def lights(draw, names: list[str], x: float, y: float, size: float, step: float, down: bool = False, dark=None) -> None:
+def lights(
+    draw, names: list[str], x: float, y: float, size: float, step: float, down: bool = False, dark=None
+) -> None:
     """Draw the lit warning lights among unlit ones; with dark = None only the lit ones exist, as on a screen."""
     shown = names if dark is None else list(PICTOGRAMS)[:: 1 if len(names) > 1 else 2]
     shown = list(dict.fromkeys([*shown, *names]))[-7:] if dark else names
@@ -208,7 +218,19 @@ def one_dial(rng, odometer, unit, trip, lit, share):
     """One large dial with a round screen in the middle."""
     image = gradient((40, 34, 30), (16, 14, 12))
     draw = ImageDraw.Draw(image)
-    dial(draw, 224, 165, 150, range(0, 221, 20), share, (190, 170, 140), (240, 225, 200), (255, 120, 30), "gothic", 13)
+    dial(
+        draw,
+        224,
+        165,
+        150,
+        range(0, 221, 20),
+        share,
+        (190, 170, 140),
+        (240, 225, 200),
+        (255, 120, 30),
+        "gothic",
+        13,
+    )
     draw.rounded_rectangle(box(124, 176, 324, 262), 14 * SCALE, (12, 12, 16), (190, 170, 140), SCALE)
     write(draw, 224, 202, f"{odometer}{unit}", "gothic", 29, (255, 230, 190))
     write(draw, 224, 240, f"A {trip}", "gothic", 15, (200, 180, 150))
@@ -223,16 +245,36 @@ def drum(rng, odometer, unit, trip, lit, share):
     draw.pieslice(box(24, -60, 424, 340), 180, 360, (24, 22, 20))
     for i in range(13):
         angle = math.radians(190 + 160 * i / 12)
-        write(draw, 224 + 165 * math.cos(angle), 140 + 165 * math.sin(angle), str(20 * i), "thin", 14, (240, 235, 210))
+        write(
+            draw,
+            224 + 165 * math.cos(angle),
+            140 + 165 * math.sin(angle),
+            str(20 * i),
+            "thin",
+            14,
+            (240, 235, 210),
+        )
     angle = math.radians(190 + 160 * share)
-    draw.line(box(224, 150, 224 + 140 * math.cos(angle), 150 + 140 * math.sin(angle)), fill=(220, 30, 20), width=4 * SCALE)
+    draw.line(
+        box(224, 150, 224 + 140 * math.cos(angle), 150 + 140 * math.sin(angle)),
+        fill=(220, 30, 20),
+        width=4 * SCALE,
+    )
     digits = odometer.replace(",", "").replace(".", "").rjust(6, "0")
     left = 224 - len(digits) * 19
     for i, digit in enumerate(digits):
         last = i == len(digits) - 1 and "." in odometer
         a = left + 38 * i
         draw.rectangle(box(a, 180, a + 36, 232), (235, 232, 220) if last else (18, 18, 18))
-        write(draw, a + 18, 206 + rng.uniform(-1.5, 1.5), digit, "sans", 36, (190, 20, 20) if last else (245, 245, 240))
+        write(
+            draw,
+            a + 18,
+            206 + rng.uniform(-1.5, 1.5),
+            digit,
+            "sans",
+            36,
+            (190, 20, 20) if last else (245, 245, 240),
+        )
     write(draw, 224, 250, unit, "thin", 20, (240, 235, 210))
     for i, digit in enumerate(trip.replace(".", "").rjust(4, "0")):
         draw.rectangle(box(184 + 20 * i, 272, 202 + 20 * i, 298), (60, 60, 60))
@@ -296,8 +338,22 @@ def dot_matrix(rng, odometer, unit, trip, lit, share):
     """A lorry: an orange dot-matrix line under a row of lights and two gauges."""
     image = gradient((30, 32, 34), (20, 20, 22))
     draw = ImageDraw.Draw(image)
-    dial(draw, 84, 92, 66, range(0, 13, 2), share, (200, 200, 200), (255, 255, 255), (255, 90, 20), "thin", 10)
-    dial(draw, 364, 92, 66, range(0, 126, 25), share, (200, 200, 200), (255, 255, 255), (255, 90, 20), "thin", 10)
+    dial(
+        draw, 84, 92, 66, range(0, 13, 2), share, (200, 200, 200), (255, 255, 255), (255, 90, 20), "thin", 10
+    )
+    dial(
+        draw,
+        364,
+        92,
+        66,
+        range(0, 126, 25),
+        share,
+        (200, 200, 200),
+        (255, 255, 255),
+        (255, 90, 20),
+        "thin",
+        10,
+    )
     lights(draw, lit, 176, 60, 24, 34, dark=(58, 60, 62))
     draw.rectangle(box(40, 178, 408, 300), (34, 14, 2))
     text = Image.new("L", (368 * SCALE, 122 * SCALE))
@@ -307,7 +363,7 @@ def dot_matrix(rng, odometer, unit, trip, lit, share):
     mask = np.asarray(text).copy()
     mask[:: 2 * SCALE] = 0
     mask[:, :: 2 * SCALE] = 0
-    image.paste((255, 150, 30), box(40, 178)[:2] and (40 * SCALE, 178 * SCALE), Image.fromarray(mask))
+    image.paste((255, 150, 30), box(40, 178), Image.fromarray(mask))
     return image
 
 
@@ -318,7 +374,15 @@ def close_up(rng, odometer, unit, trip, lit, share):
     draw.arc(box(-160, -280, 608, 168), 20, 160, (200, 205, 210), 4 * SCALE)
     for i in range(9):
         angle = math.radians(50 + 10 * i)
-        write(draw, 224 + 340 * math.cos(angle), -56 + 186 * math.sin(angle), str(20 * (8 - i)), "arial", 16, (230, 230, 235))
+        write(
+            draw,
+            224 + 340 * math.cos(angle),
+            -56 + 186 * math.sin(angle),
+            str(20 * (8 - i)),
+            "arial",
+            16,
+            (230, 230, 235),
+        )
     draw.rectangle(box(44, 166, 404, 250), (178, 186, 160), (90, 92, 88), 2 * SCALE)
     write(draw, 390, 206, f"{odometer}", "mono", 42, (24, 28, 20), "rm")
     write(draw, 60, 184, unit, "arial", 18, (24, 28, 20), "lm")
@@ -332,8 +396,22 @@ def red_sport(rng, odometer, unit, trip, lit, share):
     """A sports car: red numbers, a central rev counter, the odometer on a strip at the foot."""
     image = gradient((16, 4, 6), (40, 6, 8))
     draw = ImageDraw.Draw(image)
-    dial(draw, 224, 122, 112, range(0, 11), share, (210, 30, 30), (255, 210, 200), (255, 255, 255), "gothic", 18)
-    draw.polygon([box(48, 308), box(84, 250), box(364, 250), box(400, 308)], fill=(10, 10, 12), outline=(210, 30, 30))
+    dial(
+        draw,
+        224,
+        122,
+        112,
+        range(0, 11),
+        share,
+        (210, 30, 30),
+        (255, 210, 200),
+        (255, 255, 255),
+        "gothic",
+        18,
+    )
+    draw.polygon(
+        [box(48, 308), box(84, 250), box(364, 250), box(400, 308)], fill=(10, 10, 12), outline=(210, 30, 30)
+    )
     write(draw, 224, 272, f"{odometer} {unit}", "condensed", 32, (255, 245, 240))
     write(draw, 224, 299, f"TRIP {trip}", "condensed", 13, (220, 150, 140))
     lights(draw, lit, 40, 40, 26, 46, down=True)
@@ -347,7 +425,9 @@ def motorcycle(rng, odometer, unit, trip, lit, share):
     draw.line(box(-10, 250, 458, 190), fill=(24, 24, 26), width=30 * SCALE)
     draw.rounded_rectangle(box(50, 30, 398, 292), 34 * SCALE, (20, 22, 26), (70, 72, 76), 4 * SCALE)
     for i in range(18):
-        draw.rectangle(box(84 + 16 * i, 56, 95 + 16 * i, 76), (240, 246, 250) if i < 18 * share else (44, 48, 54))
+        draw.rectangle(
+            box(84 + 16 * i, 56, 95 + 16 * i, 76), (240, 246, 250) if i < 18 * share else (44, 48, 54)
+        )
     write(draw, 130, 130, str(round(120 * share)), "narrow", 72, (240, 246, 250))
     write(draw, 250, 140, f"T {trip}", "narrow", 20, (190, 200, 206), "lm")
     write(draw, 84, 216, f"{odometer}", "narrow", 42, (240, 246, 250), "lm")
@@ -388,7 +468,9 @@ def plate_picture(rng, number, green, surround):
     draw.rounded_rectangle(box(left + 3, top + 3, right - 3, bottom - 3), 5 * SCALE, None, ink, 2 * SCALE)
     for x in (left + 60, right - 60):
         draw.ellipse(box(x - 4, top + 6, x + 4, top + 14), (170, 170, 172))
-    face = {"bumper": "arial", "boot": "condensed", "wall": "sans", "lorry": "narrow", "night": "arial"}[surround]
+    face = {"bumper": "arial", "boot": "condensed", "wall": "sans", "lorry": "narrow", "night": "arial"}[
+        surround
+    ]
     write(draw, left + 34, 170, number[0], face, 50, ink)
     write(draw, left + 86, 170, number[1], face, 56, ink)
     draw.ellipse(box(left + 110, 166, left + 118, 174), ink)
@@ -408,12 +490,23 @@ def vin_picture(rng, vin, surface):
     if surface == "stamped":
         for _ in range(60):
             x, y = rng.uniform(0, 448), rng.uniform(0, 320)
-            draw.line(box(x, y, x + rng.uniform(10, 60), y + rng.uniform(-2, 2)), fill=(112, 116, 118), width=SCALE)
+            draw.line(
+                box(x, y, x + rng.uniform(10, 60), y + rng.uniform(-2, 2)), fill=(112, 116, 118), width=SCALE
+            )
         write(draw, 225.2, 161.2, vin, "typewriter", 38, (190, 194, 196), gap=1)
         write(draw, 224, 160, vin, "typewriter", 38, (36, 38, 40), gap=1)
     elif surface == "sticker":
         draw.rectangle(box(14, 60, 434, 262), (250, 250, 248), (40, 40, 40), 2 * SCALE)
-        write(draw, 28, 84, f"制造年月 {rng.randint(2012, 2024)}.{rng.randint(1, 12):02d}", "arial", 18, (30, 30, 30), "lm")
+        write(
+            draw,
+            28,
+            84,
+            f"制造年月 {rng.randint(2012, 2024)}.{rng.randint(1, 12):02d}",
+            "arial",
+            18,
+            (30, 30, 30),
+            "lm",
+        )
         write(draw, 28, 116, "车辆识别代号", "arial", 18, (30, 30, 30), "lm")
         write(draw, 224, 158, vin, "arial", 36, (10, 10, 10), gap=0.5)
         x = 30
@@ -429,7 +522,15 @@ def vin_picture(rng, vin, surface):
         draw.rounded_rectangle(box(16, 70, 432, 250), 8 * SCALE, (176, 172, 160), (90, 88, 80), 2 * SCALE)
         for x, y in ((32, 86), (416, 86), (32, 234), (416, 234)):
             draw.ellipse(box(x - 7, y - 7, x + 7, y + 7), (120, 118, 108), (70, 70, 64), SCALE)
-        write(draw, 224, 112, f"型号 QX{rng.randint(1000, 9999)}  功率 {rng.randint(60, 220)}kW", "narrow", 22, (40, 38, 34))
+        write(
+            draw,
+            224,
+            112,
+            f"型号 QX{rng.randint(1000, 9999)}  功率 {rng.randint(60, 220)}kW",
+            "narrow",
+            22,
+            (40, 38, 34),
+        )
         write(draw, 224, 166, vin, "narrow", 43, (30, 28, 26), gap=1.5)
         write(draw, 224, 216, "清江汽车制造有限公司", "narrow", 20, (40, 38, 34))
     return image
@@ -447,7 +548,11 @@ def panel(part, paint):
         for y in range(20, 90, 12):
             draw.rectangle(box(120, y, 328, y + 5), (26, 26, 28))
         for x in (10, 348):
-            draw.polygon([box(x, 30), box(x + 90, 44), box(x + 84, 86), box(x + 8, 78)], fill=(228, 234, 240), outline=(60, 60, 64))
+            draw.polygon(
+                [box(x, 30), box(x + 90, 44), box(x + 84, 86), box(x + 8, 78)],
+                fill=(228, 234, 240),
+                outline=(60, 60, 64),
+            )
         draw.rectangle(box(150, 236, 298, 284), (24, 74, 178))
         draw.line(box(0, 118, 448, 118), fill=dark, width=3 * SCALE)
     elif part == "后保险杠":
@@ -467,8 +572,8 @@ def panel(part, paint):
         draw.rounded_rectangle(box(336, 122, 416, 140), 8 * SCALE, dark)
         draw.polygon([box(22, 60), box(80, 66), box(76, 104), box(22, 100)], fill=(22, 22, 24))
     else:
-        draw.ellipse(box(150, 160, 470, 480), (18, 18, 20))
-        draw.ellipse(box(200, 210, 420, 430), (120, 122, 126))
+        draw.ellipse(box(190, 220, 510, 540), (18, 18, 20))
+        draw.ellipse(box(240, 270, 460, 490), (120, 122, 126))
         draw.polygon([box(0, 40), box(70, 56), box(60, 112), box(0, 104)], fill=(228, 234, 240))
         draw.line(box(0, 24, 448, 10), fill=dark, width=3 * SCALE)
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if part == "右前门" else image
@@ -478,7 +583,7 @@ def damage(rng, image, kind, degree):
     """Draw scratches or a dent of a degree (轻微, 中等, 严重) on a panel."""
     draw, strength = ImageDraw.Draw(image), {"轻微": 1, "中等": 2, "严重": 3}[degree]
     if kind == "划痕":
-        x, y = rng.uniform(60, 200), rng.uniform(150, 220)
+        x, y = rng.uniform(60, 200), rng.uniform(130, 200)
         for i in range((1, 4, 9)[strength - 1]):
             points, a, b = [], x + rng.uniform(-8, 8), y + 7 * i + rng.uniform(-3, 3)
             for _ in range(6):
@@ -487,7 +592,7 @@ def damage(rng, image, kind, degree):
             draw.line(points, fill=(236, 236, 236), width=SCALE * strength, joint="curve")
             draw.line([(p, q + 2 * SCALE) for p, q in points], fill=(50, 46, 44), width=SCALE)
         return image
-    x, y, r = rng.uniform(140, 300), rng.uniform(170, 220), (22, 44, 76)[strength - 1]
+    x, y, r = rng.uniform(140, 300), rng.uniform(140, 200), (22, 44, 76)[strength - 1]
     shade = Image.new("L", image.size, 128)
     pen = ImageDraw.Draw(shade)
     for i in range(strength):
@@ -503,7 +608,10 @@ def damage(rng, image, kind, degree):
             angle, a, b = rng.uniform(0, 6.28), x, y
             points = [box(a, b)]
             for _ in range(4):
-                a, b = a + 17 * math.cos(angle) + rng.uniform(-5, 5), b + 12 * math.sin(angle) + rng.uniform(-5, 5)
+                a, b = (
+                    a + 17 * math.cos(angle) + rng.uniform(-5, 5),
+                    b + 12 * math.sin(angle) + rng.uniform(-5, 5),
+                )
                 points.append(box(a, b))
             draw.line(points, fill=(30, 28, 28), width=2 * SCALE)
     return image
@@ -516,14 +624,20 @@ def photograph(rng: random.Random, image: Image.Image, gentle: bool = False) -> 
     if rng.random() < 0.6:
         corners = [(0, 0), (0, height), (width, height), (width, 0)]
         move = 0.015 if gentle else 0.03
-        quad = [c + rng.uniform(-move, move) * side for x, y in corners for c, side in ((x, width), (y, height))]
+        quad = [
+            c + rng.uniform(-move, move) * side for x, y in corners for c, side in ((x, width), (y, height))
+        ]
         image = image.transform(image.size, Image.Transform.QUAD, quad, Image.Resampling.BICUBIC)
     if rng.random() < 0.5:
         edge = image.resize((1, 1)).getpixel((0, 0))
-        image = image.rotate(rng.uniform(-3, 3) if gentle else rng.uniform(-5, 5), Image.Resampling.BICUBIC, fillcolor=edge)
+        image = image.rotate(
+            rng.uniform(-3, 3) if gentle else rng.uniform(-5, 5), Image.Resampling.BICUBIC, fillcolor=edge
+        )
     if rng.random() < 0.4:  # a little is cropped away on each side
         cut = [rng.uniform(0, 0.02) for _ in range(4)]
-        image = image.crop((int(cut[0] * width), int(cut[1] * height), int((1 - cut[2]) * width), int((1 - cut[3]) * height)))
+        image = image.crop(
+            (int(cut[0] * width), int(cut[1] * height), int((1 - cut[2]) * width), int((1 - cut[3]) * height))
+        )
     image = image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
     if rng.random() < 0.3:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.1)))
@@ -545,7 +659,14 @@ def photograph(rng: random.Random, image: Image.Image, gentle: bool = False) -> 
 def odometer(rng: random.Random) -> tuple[str, str, str, dict]:
     """Return (odometer, unit, trip) as shown and the answer; the answer's number has no comma."""
     miles = rng.random() < 0.3
-    number = rng.choice([rng.randint(100, 9999), rng.randint(10_000, 99_999), rng.randint(10_000, 99_999), rng.randint(100_000, 320_000)])
+    number = rng.choice(
+        [
+            rng.randint(100, 9999),
+            rng.randint(10_000, 99_999),
+            rng.randint(10_000, 99_999),
+            rng.randint(100_000, 320_000),
+        ]
+    )
     form = rng.random()
     shown, value = (f"{number:,}", number) if form < 0.35 else (f"{number}", number)
     if form > 0.85:
@@ -565,7 +686,10 @@ def check_digit(vin: str) -> str:
 def vin_number(rng: random.Random) -> str:
     """Return an invented Chinese VIN with a valid check digit."""
     letters = [rng.choice(VIN_LETTERS + "0123456789") for _ in range(17)]
-    letters[0], letters[9] = "L", rng.choice("ABCDEFGHJKLMNPRSTVWXY123456789")  # China; model year: no U, Z, 0
+    letters[0], letters[9] = (
+        "L",
+        rng.choice("ABCDEFGHJKLMNPRSTVWXY123456789"),
+    )  # China; model year: no U, Z, 0
     letters[11:] = [rng.choice("0123456789") for _ in range(6)]
     vin = "".join(letters)
     return vin[:8] + check_digit(vin) + vin[9:]
@@ -575,7 +699,12 @@ def plate_number(rng: random.Random, green: bool) -> str:
     """Return an invented plate of GA 36: five characters with at most two letters, or D / F and five for new energy."""
     head = rng.choice(PROVINCES) + rng.choice(PLATE_LETTERS)
     if green:
-        return head + rng.choice("DF") + rng.choice(PLATE_LETTERS + "0123456789" * 3) + f"{rng.randint(0, 9999):04d}"
+        return (
+            head
+            + rng.choice("DF")
+            + rng.choice(PLATE_LETTERS + "0123456789" * 3)
+            + f"{rng.randint(0, 9999):04d}"
+        )
     tail = list(f"{rng.randint(0, 99999):05d}")
     for place in rng.sample(range(5), rng.choice([0, 1, 1, 2])):
         tail[place] = rng.choice(PLATE_LETTERS)
@@ -584,28 +713,59 @@ def plate_number(rng: random.Random, green: bool) -> str:
 
 def records(rng: random.Random):
     """Yield (kind, style, picture, answer) of every picture."""
-    for style in (twin_dials, one_dial, drum, blue_screen, segment_display, tablet, dot_matrix, close_up, red_sport, motorcycle):
+    for style in (
+        twin_dials,
+        one_dial,
+        drum,
+        blue_screen,
+        segment_display,
+        tablet,
+        dot_matrix,
+        close_up,
+        red_sport,
+        motorcycle,
+    ):
         for i in range(DASHBOARDS):
             shown, unit, trip, answer = odometer(rng)
             if style is segment_display or style is drum or style is motorcycle:
                 unit = "mi" if answer["单位"] == "英里" else "km"
             lit = rng.sample(list(PICTOGRAMS), (0, 1, 0, 2, 1)[i % 5])
             answer |= {"仪表盘状态": "异常" if lit else "正常", "警示灯": lit}
-            yield "dashboard", style.__name__, photograph(rng, style(rng, shown, unit, trip, lit, rng.uniform(0, 0.7))), answer
+            yield (
+                "dashboard",
+                style.__name__,
+                photograph(rng, style(rng, shown, unit, trip, lit, rng.uniform(0, 0.7))),
+                answer,
+            )
     for surround in ("bumper", "boot", "wall", "lorry", "night"):
         for i in range(PLATES):
             number = plate_number(rng, i % 3 == 2)
             answer = {"车牌号": number, "车牌颜色": "绿" if i % 3 == 2 else "蓝"}
-            yield "plate", f"plate_{surround}", photograph(rng, plate_picture(rng, number, i % 3 == 2, surround)), answer
+            yield (
+                "plate",
+                f"plate_{surround}",
+                photograph(rng, plate_picture(rng, number, i % 3 == 2, surround)),
+                answer,
+            )
     for surface in ("stamped", "sticker", "windscreen", "riveted"):
         for _ in range(VINS):
             vin = vin_number(rng)
-            yield "vin", f"vin_{surface}", photograph(rng, vin_picture(rng, vin, surface), gentle=True), {"VIN": vin}
-    paints = {"white": (214, 216, 218), "silver": (150, 154, 160), "red": (150, 24, 28), "blue": (30, 60, 120)}
+            yield (
+                "vin",
+                f"vin_{surface}",
+                photograph(rng, vin_picture(rng, vin, surface), gentle=True),
+                {"VIN": vin},
+            )
+    paints = {
+        "white": (214, 216, 218),
+        "silver": (150, 154, 160),
+        "red": (150, 24, 28),
+        "blue": (30, 60, 120),
+    }
     for name, paint in paints.items():
         for i in range(DAMAGES):
-            kind, degree = ("划痕", "凹陷")[i % 2], ("轻微", "中等", "严重")[i // 2 % 3]
-            part = PARTS[(i + len(name)) % len(PARTS)]
+            kind, degree = rng.choice(("划痕", "凹陷")), rng.choice(("轻微", "中等", "严重"))
+            part = PARTS[i % len(PARTS)]
             tone = tuple(min(255, max(0, c + rng.randint(-12, 12))) for c in paint)
             image = photograph(rng, damage(rng, panel(part, tone), kind, degree))
             yield "damage", f"paint_{name}", image, {"损伤部位": part, "损伤类型": kind, "损伤程度": degree}
@@ -624,17 +784,26 @@ shutil.rmtree(FOLDER / "pictures", ignore_errors=True)
 (FOLDER / "pictures").mkdir(parents=True)
 rows = []
 for number, (kind, style, image, answer) in enumerate(records(rng), 1):
-    rows.append({"kind": kind, "style": style, "images": [(number, image)], "answer": answer, "prompt": rng.choice(PROMPTS[kind])})
-cars = [row for row in rows if row["kind"] == "plate"]
-for row in rng.sample([row for row in rows if row["kind"] == "dashboard"], 12):  # claims with two photos in one row
-    other = next(car for car in cars if car["style"] != "used")
-    cars.remove(other)
+    rows.append(
+        {
+            "kind": kind,
+            "style": style,
+            "images": [(number, image)],
+            "answer": answer,
+            "prompt": rng.choice(PROMPTS[kind]),
+        }
+    )
+for first in rng.sample(
+    [row for row in rows if row["kind"] == "dashboard"], 12
+):  # claims: two photos in one row
+    second = rng.choice([row for row in rows if row["kind"] == "plate"])
+    rows = [row for row in rows if row is not first and row is not second]
     rows.append(
         {
             "kind": "claim",
-            "style": f"{row['style']}+{other['style']}",
-            "images": row["images"] + other["images"],
-            "answer": other["answer"] | row["answer"],
+            "style": f"{first['style']}+{second['style']}",
+            "images": first["images"] + second["images"],
+            "answer": second["answer"] | first["answer"],
             "prompt": "两张照片是同一辆车。只输出JSON，字段：车牌号、车牌颜色、里程数、单位、仪表盘状态、警示灯。",
         }
     )
@@ -667,5 +836,10 @@ book.save(FOLDER / "qwen-vl-train.xlsx")
 
 # %% Check
 size = sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) / 2**20
-kinds = {kind: sum(row["kind"] == kind for row in rows) for kind in ("dashboard", "plate", "vin", "damage", "claim")}
-print(f"{len(rows)} rows {kinds}, {len({row['style'] for row in rows})} styles, {size:.1f} MB in {FOLDER.name}")
+kinds = {
+    kind: sum(row["kind"] == kind for row in rows)
+    for kind in ("dashboard", "plate", "vin", "damage", "claim")
+}
+print(
+    f"{len(rows)} rows {kinds}, {len({row['style'] for row in rows})} styles, {size:.1f} MB in {FOLDER.name}"
+)

@@ -36,7 +36,7 @@ SEQUENCE = 256  # tokens in a packed row
 BATCH = 8  # rows in a step
 STEPS = 1500  # about six passes over the text
 LEARNING_RATE = 2e-3  # peak; cosine to a tenth after 50 warm-up steps
-EXERCISES = 2000  # generated exercises of each kind, a sixth of them in each pass
+EXERCISES = 1500  # generated exercises of a kind, of which each pass takes an eighth
 SEED = 3407
 HELD_OUT = "传染病防控 卫生信息化 爱国卫生 合理用药 医联体建设".split()  # topics sft_gongwen.py is scored on
 
@@ -93,9 +93,9 @@ def reasoning_sums(count: int, rng: random.Random) -> list[str]:
     things = ["apples", "pens", "coins", "eggs", "cards", "books"]
     rows = []
     for _ in range(count):
-        place, a, b, c = rng.randrange(6), rng.randint(2, 9), rng.randint(1, 9), rng.randint(1, 9)
+        place, a, c = rng.randrange(6), rng.randint(2, 6), rng.randint(1, 3)
+        b = rng.randint(1, min(a, 4))  # few facts, so that the tiny model learns them
         name, thing = names[place], things[rng.randrange(place % 2, 6, 2)]
-        a, b = max(a, b), min(a, b)
         kind = rng.choice(["gain", "loss", "both"])
         story = {"gain": f"gets {b} more", "loss": f"loses {b}", "both": f"gets {b} more, then {c} more"}[
             kind
@@ -182,7 +182,7 @@ rng = random.Random(SEED)
 short = [line for block in blocks for line in re.findall(r"[^。！？\n]{8,40}[。！？]", block)]
 exercises = (
     sums(EXERCISES, rng)
-    + reasoning_sums(EXERCISES, rng)
+    + reasoning_sums(4 * EXERCISES, rng)
     + dates(EXERCISES, rng)
     + copies(short, EXERCISES, rng)
 )

@@ -2,27 +2,29 @@
 """
 # Build the tiny vision model of the rehearsal
 
-Trains, on pictures that it renders itself and on nothing else, the model that vl_car_insurance.py uses where no real one
-is loaded:
+Trains, on pictures that it renders itself and on nothing else, the model that vl_car_insurance.py uses where no real
+one is loaded:
 
-- `data/tiny-qwen2.5-vl/`: Qwen2.5-VL architecture; the text part and the tokenizer start from `data/tiny-qwen2.5/`,
-  the vision part (patches of 8 pixels, two by two merged into a token) starts from nothing.
+- `data/tiny-qwen2.5-vl/`: Qwen2.5-VL architecture, patches of 8 pixels, two by two merged into a token, and the
+  tokenizer of `data/tiny-qwen2.5/`.
 
-Run:    `uv run data/build_tiny_vision.py` (no network; minutes are printed), after `data/build_tiny_models.py`
-Needs:  the fonts of FONTS and CJK, Debian packages fonts-dejavu-core, fonts-liberation2, fonts-urw-base35 and
-        fonts-noto-cjk; without them nothing is built (the result is committed, so nobody else needs them)
-Data:   lines of digits, plates, VINs and short words on cluttered backgrounds; the question is what they say, the answer
-        is the lines. No picture of data/car_insurance, no JSON, no dashboard, no damage.
+Run:    `uv run data/build_tiny_vision.py` (no network; it prints the minutes), after `data/build_tiny_models.py`
+Needs:  the fonts of FONTS and CJK: Debian packages fonts-dejavu-core, fonts-liberation2, fonts-urw-base35 and
+        fonts-noto-cjk. The result is committed, so nobody else needs them.
+Data:   lines of digits, plates, VINs and short words on cluttered backgrounds; asked what they say, or which number is
+        the longest. No picture of data/car_insurance, no JSON, no dashboard, no damage.
 Writes: `data/tiny-qwen2.5-vl/` (safetensors, tokenizer, processor, config)
 
-Two losses: for the first LOOK steps only the vision part learns, from the letters whose centres lie in the 16 x 16 pixels
-of each of its tokens (a linear layer that is thrown away afterwards); then the whole model reads the lines aloud as well.
-The result reads large print, often wrongly. It is not a useful model and is not meant to be one.
+Two linear layers that are thrown away afterwards tell from each patch to which letter it belongs, and from each vision
+token which letters have their centres in its 16 x 16 pixels; after LOOK steps of that alone the model also reads the
+lines aloud. Large print and small, clean pictures come first.
+The result reads large print, often wrongly: it is not a useful model and is not meant to be one.
 """
 
 # %% Imports
 import math
 import random
+import re
 import time
 from functools import cache
 from pathlib import Path
@@ -31,17 +33,30 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch.nn.functional import cross_entropy
-from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
-from transformers import Qwen2ForCausalLM, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+from transformers import (
+    AutoTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
 
 # %% Settings
 DATA = Path(__file__).resolve().parent
 VISION_HIDDEN, VISION_LAYERS, VISION_HEADS, VISION_INTERMEDIATE = 96, 4, 3, 256
+HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE = 128, 4, 4, 2, 384
 PATCH, MERGE = 8, 2
-SIZES = [(112, 48), (160, 64), (208, 96), (224, 160)]  # of pictures, in the order in which reading is learnt
-LOOK, READ = 600, 1000  # steps in which only the vision part learns; steps in which the whole model does
-BATCH = 16  # pictures in a step
-LEARNING_RATE = 3e-3  # peak of the vision part and of the first stage; the text part learns at a half
+SIZES = [
+    (112, 48),
+    (160, 64),
+    (224, 160),
+]  # of pictures; the last is a photo of 4 : 3 under MAX_PIXELS = 224 * 168
+LOOK, READ = 1200, 2200  # steps in which only the vision part learns; steps in which the whole model does
+EASY = 300  # steps with clean, large print
+SMALL = 0.6  # share of the reading steps before the large pictures come
+BATCH_TOKENS = 240  # vision tokens in a step
+LEARNING_RATE = 2.5e-3  # held while looking; cosine to a tenth while reading
 SLOTS = 3  # letters whose centres can lie in one token's pixels
 SEED = 3407
 
@@ -58,7 +73,7 @@ PROVINCES = "京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕�
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 WORDS = "ODO TRIP km mi km/h mph RANGE AUTO ECO VIN 公里 英里 里程 总里程 小计 续航".split()
 CHARACTERS = sorted(set("0123456789,.·-/" + LETTERS + PROVINCES + "".join(WORDS)))
-QUESTIONS = ["图中写着什么？", "读出图中的文字。", "What does the picture say?"]
+SAY, LONGEST = "读出图中的文字。", "图中最长的数字是多少？"
 SEGMENTS = ["abcdef", "bc", "abged", "abgcd", "fgbc", "afgcd", "afgedc", "abc", "abcdefg", "abcdfg"]
 
 
@@ -66,17 +81,25 @@ SEGMENTS = ["abcdef", "bc", "abged", "abgcd", "fgbc", "afgcd", "afgedc", "abc", 
 def line(rng: random.Random) -> str:
     """Return a line as it may stand on a car: a distance, a plate, a VIN or a word with a number."""
     number = rng.choice([rng.randint(0, 999), rng.randint(1000, 99999), rng.randint(1000, 399999)])
-    distance = rng.choice([f"{number}", f"{number:,}", f"{number}", f"{number}.{rng.randint(0, 9)}", f"{number:06d}"])
+    distance = rng.choice(
+        [f"{number}", f"{number:,}", f"{number}", f"{number}.{rng.randint(0, 9)}", f"{number:06d}"]
+    )
     kind = rng.random()
-    if kind < 0.62:
+    if kind < 0.8:
         unit = rng.choice(["", "", " km", " mi", "km", " 公里"])
         word = rng.choice(["", "", "", "ODO ", "TRIP ", "总里程 ", "小计 "])
         return word + distance + unit
-    if kind < 0.82:
+    if kind < 0.92:
         green = rng.random() < 0.3
         tail = "".join(rng.choice("0123456789" * 3 + LETTERS) for _ in range(4 + green))
-        return rng.choice(PROVINCES) + rng.choice(LETTERS) + rng.choice(["·", "", " "]) + rng.choice(LETTERS + "0123456789") + tail
-    if kind < 0.92:
+        return (
+            rng.choice(PROVINCES)
+            + rng.choice(LETTERS)
+            + rng.choice(["·", "", " "])
+            + rng.choice(LETTERS + "0123456789")
+            + tail
+        )
+    if kind < 0.96:
         return "".join(rng.choice(LETTERS + "0123456789" * 2) for _ in range(17))
     return rng.choice(WORDS)
 
@@ -106,11 +129,15 @@ def background(rng: random.Random, width: int, height: int) -> Image.Image:
         x, y, r = rng.randint(0, width), rng.randint(0, height), rng.randint(8, 70)
         shape, start = rng.random(), rng.randint(0, 360)
         if shape < 0.4:
-            draw.arc((x - r, y - r, x + r, y + r), start, start + rng.randint(60, 360), colour, rng.randint(1, 5))
+            draw.arc(
+                (x - r, y - r, x + r, y + r), start, start + rng.randint(60, 360), colour, rng.randint(1, 5)
+            )
         elif shape < 0.7:
             for angle in range(start, start + 240, rng.randint(10, 40)):
                 c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-                draw.line((x + r * c, y + r * s, x + 0.85 * r * c, y + 0.85 * r * s), colour, rng.randint(1, 2))
+                draw.line(
+                    (x + r * c, y + r * s, x + 0.85 * r * c, y + 0.85 * r * s), colour, rng.randint(1, 2)
+                )
         else:
             draw.rounded_rectangle((x, y, x + r, y + r * rng.uniform(0.1, 1)), 3, colour)
     return image
@@ -122,8 +149,10 @@ def font_of(path: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, size)
 
 
-def picture(rng: random.Random, width: int, height: int, tries: int) -> tuple[Image.Image, list[str], list[tuple]]:
-    """Return a picture, its lines from top to bottom, and (letter, x, y, line) of each letter.
+def picture(
+    rng: random.Random, width: int, height: int, tries: int, easy: bool = False
+) -> tuple[Image.Image, list[str], list[tuple]]:
+    """Return a picture, its lines from top to bottom, and (letter, x, y, line, width, height) of each letter.
 
     A line is drawn where it finds room in `tries` tries; at least one is drawn.
     """
@@ -132,17 +161,21 @@ def picture(rng: random.Random, width: int, height: int, tries: int) -> tuple[Im
     while tries > 0 or not lines:
         tries -= 1
         text = line(rng)
-        size = rng.randint(11, 24) if len(text) < 17 else rng.randint(12, 18)
+        size = rng.randint(17 if easy else 12, 26) if len(text) < 17 else rng.randint(13, 19)
         latin, han = font_of(rng.choice(FONTS), size), font_of(CJK, size)
         space, lcd = rng.choice([0, 0, 1, 2]), rng.random() < 0.25 and text[0].isdigit()
         fonts = [han if letter > "\u2e80" else latin for letter in text]
-        widths = [size * 0.5 + 3 if lcd and c.isdigit() else font.getlength(c) for c, font in zip(text, fonts)]
+        widths = [
+            size * 0.5 + 3 if lcd and c.isdigit() else font.getlength(c) for c, font in zip(text, fonts)
+        ]
         total = sum(widths) + space * len(text)
         if total > width - 6 or size * 1.2 > height - 6:
             continue
         left, top = rng.uniform(3, width - 3 - total), rng.uniform(2, height - 4 - size * 1.2)
         box = (left - 3, top - 2, left + total + 3, top + size * 1.2 + 2)
-        if any(box[1] < other[3] and other[1] < box[3] for other in taken):  # one line in a row: no doubt about order
+        if any(
+            box[1] < other[3] and other[1] < box[3] for other in taken
+        ):  # one line in a row: no doubt about order
             continue
         taken.append(box)
         shade = np.array(image.crop(tuple(map(int, box)))).mean()
@@ -160,16 +193,19 @@ def picture(rng: random.Random, width: int, height: int, tries: int) -> tuple[Im
             else:
                 draw.text((x, top), letter, colour, font=font)
             if letter != " ":
-                marks.append((letter, x + step / 2, top + size * 0.6, len(lines)))
+                marks.append((letter, x + step / 2, top + size * 0.6, len(lines), step, size * 0.75))
             x += step + space
         lines.append((top, text))
     order = sorted(range(len(lines)), key=lambda i: lines[i][0])
+    if easy:
+        return image, [lines[i][1] for i in order], marks
     if rng.random() < 0.5:
         angle = rng.uniform(-4, 4)
         image = image.rotate(angle, Image.Resampling.BICUBIC, fillcolor=image.getpixel((1, 1)))
         c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-        turned = ((m, x - width / 2, y - height / 2, n) for m, x, y, n in marks)
-        marks = [(m, c * x + s * y + width / 2, c * y - s * x + height / 2, n) for m, x, y, n in turned]
+        turned = [(x - width / 2, y - height / 2) for _, x, y, *_ in marks]
+        turned = [(c * x + s * y + width / 2, c * y - s * x + height / 2) for x, y in turned]
+        marks = [(mark[0], x, y, *mark[3:]) for mark, (x, y) in zip(marks, turned)]
     if rng.random() < 0.4:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.8)))
     pixels = np.asarray(image, dtype="float32") * rng.uniform(0.6, 1.1) + rng.uniform(-10, 25)
@@ -177,51 +213,67 @@ def picture(rng: random.Random, width: int, height: int, tries: int) -> tuple[Im
     return Image.fromarray(pixels.clip(0, 255).astype("uint8")), [lines[i][1] for i in order], marks
 
 
-def letters_of_tokens(marks: list[tuple], width: int, height: int) -> torch.Tensor:
-    """Return (tokens, SLOTS) with the class of each letter whose centre lies in a token's pixels, 0 for none."""
-    side, columns, rows = PATCH * MERGE, width // (PATCH * MERGE), height // (PATCH * MERGE)
-    target = torch.zeros(rows * columns, SLOTS, dtype=torch.long)
-    for letter, x, y, _ in sorted(marks, key=lambda mark: (mark[3], mark[1])):
+def letters_of(marks: list[tuple], width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the class of each patch's letter, and (tokens, SLOTS) of those whose centres lie in a token; 0 for none.
+
+    Patches and tokens come in the processor's order: token by token, and the patches of a token together.
+    """
+    patches = torch.zeros(height // PATCH, width // PATCH, dtype=torch.long)
+    tokens = torch.zeros(height // PATCH // MERGE, width // PATCH // MERGE, SLOTS, dtype=torch.long)
+    for letter, x, y, _, wide, high in sorted(marks, key=lambda mark: (mark[3], mark[1])):
+        kind = 1 + CHARACTERS.index(letter)
+        top, left = max(0, round((y - high / 2) / PATCH)), max(0, round((x - wide / 2) / PATCH))
+        patches[top : round((y + high / 2) / PATCH), left : round((x + wide / 2) / PATCH)] = kind
         if 0 <= x < width and 0 <= y < height:
-            slots = target[int(y // side) * columns + int(x // side)]
-            free = (slots == 0).nonzero()
-            if len(free):
-                slots[free[0]] = 1 + CHARACTERS.index(letter)
-    return target
+            slots = tokens[int(y // (PATCH * MERGE)), int(x // (PATCH * MERGE))]
+            slots[(slots == 0).nonzero()[:1]] = kind
+    rows, columns = tokens.shape[:2]
+    return patches.view(rows, MERGE, columns, MERGE).transpose(1, 2).flatten(), tokens.flatten(0, 1)
+
+
+def conversation(question: str, answer: str | None = None) -> str:
+    """Return a chat about one picture, up to the assistant's turn or with it."""
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    turns += [{"role": "assistant", "content": answer}] if answer is not None else []
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None)
+
+
+def question_and_answer(lines: list[str], rng: random.Random) -> tuple[str, str]:
+    """Return what to ask about a picture with these lines, and the answer."""
+    numbers = re.findall(r"(?<![A-Z\d])\d[\d,.]*(?![A-Z\d])", " ".join(lines))
+    numbers.sort(key=lambda number: len(re.sub(r"\D", "", number)))
+    if len(lines) > 1 and numbers and rng.random() < 0.6:
+        return LONGEST, numbers[-1].replace(",", "")
+    return SAY, "\n".join(lines)
 
 
 # %% Model
 torch.manual_seed(SEED)
 tokenizer = AutoTokenizer.from_pretrained(DATA / "tiny-qwen2.5")
-text_model = Qwen2ForCausalLM.from_pretrained(DATA / "tiny-qwen2.5", dtype=torch.float32)
-text = text_model.config.to_dict()
-half = text["hidden_size"] // text["num_attention_heads"] // 2
-section = [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]  # as Qwen2.5-VL: 16, 24, 24 of 64
-kept = "hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size vocab_size rms_norm_eps"
-ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in "vision_start vision_end image_pad video_pad".split()}
+ids = {
+    name: tokenizer.convert_tokens_to_ids(f"<|{name}|>")
+    for name in "vision_start vision_end image_pad video_pad".split()
+}
 config = Qwen2_5_VLConfig(
-    text_config={name: text[name] for name in kept.split()}
-    | {
-        "max_position_embeddings": 2048,
-        "rope_parameters": {"rope_type": "default", "rope_theta": text["rope_parameters"]["rope_theta"], "mrope_section": section},
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "tie_word_embeddings": True,
+    text_config={
+        "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
+        "intermediate_size": INTERMEDIATE, "vocab_size": len(tokenizer), "max_position_embeddings": 2048,
+        "initializer_range": 0.04, "tie_word_embeddings": True,
+        # Sequences are short and the columns of a picture get the lowest frequencies: a small base tells them apart.
+        "rope_parameters": {"rope_type": "default", "rope_theta": 30.0, "mrope_section": [2, 6, 8]},
+        "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
     },
     vision_config={
         "depth": VISION_LAYERS, "hidden_size": VISION_HIDDEN, "num_heads": VISION_HEADS,
-        "intermediate_size": VISION_INTERMEDIATE, "out_hidden_size": text["hidden_size"], "patch_size": PATCH,
-        "spatial_merge_size": MERGE, "temporal_patch_size": 2, "window_size": 8 * PATCH * MERGE,
+        "intermediate_size": VISION_INTERMEDIATE, "out_hidden_size": HIDDEN, "patch_size": PATCH,
+        "spatial_merge_size": MERGE, "temporal_patch_size": 2, "window_size": 32 * PATCH * MERGE,
         "fullatt_block_indexes": [VISION_LAYERS - 1], "initializer_range": 0.06,
+        "rope_parameters": {"rope_type": "axial", "rope_theta": 100.0},
     },
     vision_start_token_id=ids["vision_start"], vision_end_token_id=ids["vision_end"],
     image_token_id=ids["image_pad"], video_token_id=ids["video_pad"], tie_word_embeddings=True,
 )  # fmt: skip
 model = Qwen2_5_VLForConditionalGeneration(config)
-renamed = {name.replace("model.", "model.language_model.", 1): value for name, value in text_model.state_dict().items()}
-missing, unexpected = model.load_state_dict(renamed, strict=False)
-assert not [name for name in missing if "visual" not in name] and set(unexpected) <= {"lm_head.weight"}, (missing, unexpected)
 tokenizer.chat_template = (  # Qwen2.5-VL's form: text, or a list of images and texts
     "{%- if messages[0].role != 'system' %}{{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{%- endif %}"
     "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' }}"
@@ -239,64 +291,56 @@ processor = Qwen2_5_VLProcessor(
     tokenizer=tokenizer,
     chat_template=tokenizer.chat_template,
 )
-probe = torch.nn.Linear(text["hidden_size"], SLOTS * (len(CHARACTERS) + 1))
+kinds = len(CHARACTERS) + 1
+probes = torch.nn.ModuleList([torch.nn.Linear(VISION_HIDDEN, kinds), torch.nn.Linear(HIDDEN, SLOTS * kinds)])
 seen = {}
-model.model.visual.register_forward_hook(lambda module, given, output: seen.update(tokens=output.pooler_output))
+model.model.visual.register_forward_hook(lambda module, given, output: seen.update(output))
 print(f"{model.num_parameters():,} parameters, {model.model.visual.num_parameters():,} of them see")
 
 # %% Train
-vision = [*model.model.visual.parameters(), *probe.parameters()]
-groups = [{"params": vision, "peak": LEARNING_RATE}, {"params": model.model.language_model.parameters(), "peak": LEARNING_RATE / 2}]
-optimizer = torch.optim.AdamW(groups, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
-rng, start, totals = random.Random(SEED), time.time(), [0.0, 0.0, 0.0]
-
-
-def conversation(question: str, answer: str | None = None) -> str:
-    """Return a chat about one picture, up to the assistant's turn or with it."""
-    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-    turns += [{"role": "assistant", "content": answer}] if answer is not None else []
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None)
-
-
+parameters = [*model.parameters(), *probes.parameters()]
+optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+rng, start, totals = random.Random(SEED), time.time(), [0.0] * 4
 for step in range(1, LOOK + READ + 1):
-    reading = step > LOOK
-    done = (step - LOOK) / READ if reading else step / LOOK
-    for group in optimizer.param_groups:  # a warm-up and a cosine for each stage
-        peak = group["peak"] / (1 if not reading or group["peak"] < LEARNING_RATE else 2)
-        group["lr"] = peak * min(1, done * 20) * (0.05 + 0.475 * (1 + math.cos(math.pi * done)))
-    size = rng.choice(SIZES[: 1 + int(done * 8)]) if reading else SIZES[2]
-    pictures = [picture(rng, *size, rng.randint(1, 3) if reading else 20) for _ in range(BATCH)]
-    images, letters = [row[0] for row in pictures], torch.cat([letters_of_tokens(row[2], *size) for row in pictures])
-    if reading:
-        chats = [conversation(rng.choice(QUESTIONS), "\n".join(lines)) for _, lines, _ in pictures]
-        inputs = processor(images=images, text=chats, padding=True, padding_side="right", return_tensors="pt")
+    done = max(0.0, (step - LOOK) / READ)
+    for group in optimizer.param_groups:
+        group["lr"] = LEARNING_RATE * min(1, step / 50) * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+    size = rng.choice(SIZES[:2] if done < SMALL else [*SIZES, SIZES[-1]])
+    count = max(2, BATCH_TOKENS * (PATCH * MERGE) ** 2 // (size[0] * size[1]))
+    tries = rng.choice([1, 1, 3, 6]) if done else 8
+    pictures = [picture(rng, *size, tries, easy=step <= EASY) for _ in range(count)]
+    talks = [question_and_answer(lines, rng) for _, lines, _ in pictures]
+    inputs = processor(
+        images=[row[0] for row in pictures], text=[conversation(*talk) for talk in talks],
+        padding=True, padding_side="right", return_tensors="pt",
+    )  # fmt: skip
+    if done:
         hidden = model.model(**inputs).last_hidden_state
-        labels = inputs.input_ids.clone()
-        for row, (_, lines, _) in zip(labels, pictures):
-            length = len(tokenizer("\n".join(lines) + "<|im_end|>\n").input_ids)
-            end = int((row != tokenizer.pad_token_id).sum())
-            row[: end - length] = -100
-            row[end:] = -100
-        wanted = labels[:, 1:] != -100
-        read = cross_entropy(model.lm_head(hidden[:, :-1][wanted]), labels[:, 1:][wanted])
+        wanted = torch.zeros_like(inputs.input_ids, dtype=torch.bool)
+        for row, mask, (_, answer) in zip(wanted, inputs.attention_mask, talks):
+            end = int(mask.sum())
+            row[end - len(tokenizer(answer + "<|im_end|>\n").input_ids) : end] = True
+        read = cross_entropy(model.lm_head(hidden[:, :-1][wanted[:, 1:]]), inputs.input_ids[wanted])
     else:
-        inputs = processor.image_processor(images=images, return_tensors="pt")
         model.model.visual(inputs.pixel_values, grid_thw=inputs.image_grid_thw)
         read = torch.zeros(())
-    guess = probe(seen["tokens"]).view(-1, len(CHARACTERS) + 1)
-    goal = letters.flatten()
-    weight = torch.where(goal > 0, 1.0, 0.1)
-    look = (cross_entropy(guess, goal, reduction="none") * weight).sum() / weight.sum()
+    hits, look = [], 0.0
+    goals = [torch.cat(goal) for goal in zip(*(letters_of(marks, *size) for _, _, marks in pictures))]
+    for name, probe, goal in zip(("last_hidden_state", "pooler_output"), probes, goals):
+        guess, goal = probe(seen[name]).view(-1, kinds), goal.flatten()
+        weight = torch.where(goal > 0, 1.0, 0.1)  # most patches and slots are empty
+        look = look + (cross_entropy(guess, goal, reduction="none") * weight).sum() / weight.sum()
+        hits.append((guess.argmax(-1) == goal)[goal > 0].float().mean().item())
     (look + read).backward()
-    torch.nn.utils.clip_grad_norm_([*model.parameters(), *probe.parameters()], 1.0)
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    hits = (guess.argmax(-1) == goal)[goal > 0].float().mean().item()
-    totals = [total + value for total, value in zip(totals, (look.item(), hits, read.item()))]
-    if step % 50 == 0:
-        means = " ".join(f"{total / 50:.3f}" for total in totals)
-        print(f"step {step}: look, letters right, read {means}, {(time.time() - start) / 60:.1f} min", flush=True)
-        totals = [0.0, 0.0, 0.0]
+    totals = [total + value for total, value in zip(totals, (look.item(), *hits, read.item()))]
+    if step % 100 == 0:
+        means = " ".join(f"{total / 100:.3f}" for total in totals)
+        minutes = (time.time() - start) / 60
+        print(f"step {step}: look, patches and letters right, read {means}, {minutes:.1f} min", flush=True)
+        totals = [0.0] * 4
 
 # %% Save
 folder = DATA / "tiny-qwen2.5-vl"
@@ -311,7 +355,7 @@ model.float().eval()
 right = 0
 for number in range(40):
     image, lines, _ = picture(rng, *SIZES[-1], 1)
-    inputs = processor(images=[image], text=[conversation(QUESTIONS[0])], return_tensors="pt")
+    inputs = processor(images=[image], text=[conversation(SAY)], return_tensors="pt")
     output = model.generate(**inputs, max_new_tokens=30, do_sample=False)
     told = tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True).strip()
     right += told == "\n".join(lines)

@@ -71,7 +71,7 @@ def with_constants(source: str, **constants) -> str:
     rehearsal = [
         node for node in tree.body if isinstance(node, ast.If) and "data/tiny" in ast.unparse(node.test)
     ]
-    last = rehearsal[-1] if rehearsal else [node for node in tree.body if is_constant(node)][-1]
+    last = rehearsal[0] if rehearsal else [node for node in tree.body if is_constant(node)][-1]
     lines = source.splitlines(keepends=True)
     new = "".join(f"{name} = {value!r}\n" for name, value in constants.items())
     return "".join(lines[: last.end_lineno]) + new + "".join(lines[last.end_lineno :])

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, constants_of, is_constant, with_constants
 
 TRAINING = sorted(path.name for path in ROOT.glob("*.py"))
-DEMOS = ["image_svd/image_svd.py", "movielens_als/movielens_als.py"]
+DEMOS = ["image_svd/image_svd.py", "image_svd/lora_spectra.py", "movielens_als/movielens_als.py"]
 TITLES = [
     "[markdown]",
     "Imports",
@@ -144,5 +144,6 @@ def test_constants_are_guarded():
         with_constants(script, MAX_STEP=2)
     with pytest.raises(TypeError):
         with_constants(script, MAX_STEPS="2")
-    assert "MAX_STEPS = 2" in with_constants(script, MAX_STEPS=2)
+    changed = with_constants(script, MAX_STEPS=2)  # in the Settings, before anything reads them
+    assert changed.index("if MODEL.startswith") < changed.index("MAX_STEPS = 2") < changed.index("settings = {")
     assert sys.version_info >= (3, 11)

@@ -11,12 +11,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import save_file
 
-SCRIPT = "image_svd/image_svd.py"
+SCRIPT, SPECTRA = "image_svd/image_svd.py", "image_svd/lora_spectra.py"
 
 
 @pytest.fixture(scope="module")
 def svd(functions):
     return functions(SCRIPT)
+
+
+@pytest.fixture(scope="module")
+def spectra(functions):
+    return functions(SPECTRA)
 
 
 def picture(rows, columns, seed=0, low=64, high=192, channels=None):
@@ -129,7 +134,7 @@ def test_a_bad_picture_is_named(svd, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("rslora", "pattern"), [(False, {}), (True, {}), (False, {"1.up": 32})])
-def test_spectra_equal_those_of_the_product(svd, tmp_path, rslora, pattern):
+def test_spectra_equal_those_of_the_product(spectra, tmp_path, rslora, pattern):
     rng = np.random.default_rng(0)
     config = {"r": 4, "lora_alpha": 8, "use_rslora": rslora, "alpha_pattern": pattern}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
@@ -143,33 +148,38 @@ def test_spectra_equal_those_of_the_product(svd, tmp_path, rslora, pattern):
         alpha = 32 if pattern and "1.up" in module else 8
         products[module] = alpha / (2 if rslora else 4) * b @ a
     save_file(tensors, tmp_path / "adapter_model.safetensors")
-    spectra = svd.lora_spectra(tmp_path)
-    assert spectra.keys() == products.keys()
+    found = spectra.lora_spectra(tmp_path)
+    assert found.keys() == products.keys()
     for module, product in products.items():
         count = min(4, *product.shape)
         expected = np.linalg.svd(product, compute_uv=False)[:count]
-        assert np.allclose(spectra[module][:count], expected, rtol=1e-4)
-        assert np.allclose(spectra[module][count:], 0, atol=1e-4)
+        assert np.allclose(found[module][:count], expected, rtol=1e-4)
+        assert np.allclose(found[module][count:], 0, atol=1e-4)
 
 
-def test_effective_rank(svd):
-    assert svd.effective_rank(np.ones(7)) == pytest.approx(7)
-    assert svd.effective_rank(np.array([3.0, 0, 0])) == pytest.approx(1)
-    assert svd.effective_rank(np.zeros(3)) == 0
-    assert 1 < svd.effective_rank(np.array([3.0, 1.0])) < 2
+def test_effective_rank(spectra):
+    assert spectra.effective_rank(np.ones(7)) == pytest.approx(7)
+    assert spectra.effective_rank(np.array([3.0, 0, 0])) == pytest.approx(1)
+    assert spectra.effective_rank(np.zeros(3)) == 0
+    assert 1 < spectra.effective_rank(np.array([3.0, 1.0])) < 2
 
 
-def test_the_script_runs_and_reports(run_script, tmp_path):
-    run = run_script(SCRIPT, environment={"MODEL": str(tmp_path)}, ADAPTER=str(tmp_path / "*"))
+def test_the_script_runs_and_reports(run_script):
+    run = run_script(SCRIPT)
     assert run.status == 0, run.stderr[-2000:]
     assert run.seconds < 60
-    assert "No adapter" in run.stdout and "No model" in run.stdout
     decibels = [float(line.split()[1]) for line in run.stdout.splitlines() if line.strip()[:1].isdigit()]
     assert decibels == sorted(decibels) and decibels[-1] > 45
     assert "Smallest k: 26 for 30 dB, 60 for 35 dB, 105 for 40 dB" in run.stdout
     with Image.open(run.output / "svd.png") as figure:
         assert min(figure.size) > 500
     assert not list(run.output.glob("*.tmp"))
+
+
+def test_without_model_and_adapter_a_line_says_so(run_script, tmp_path):
+    run = run_script(SPECTRA, environment={"MODEL": str(tmp_path)}, ADAPTER=str(tmp_path / "*"))
+    assert run.status == 0 and "No adapter" in run.stdout and "No model" in run.stdout
+    assert not list(run.output.iterdir())
 
 
 def test_full_fine_tuning_is_drawn_beside_an_adapter(run_script, tmp_path):
@@ -192,7 +202,7 @@ def test_full_fine_tuning_is_drawn_beside_an_adapter(run_script, tmp_path):
         name.format("B"): np.eye(32, 2, dtype="float32"),
     }
     save_file(tensors, adapter / "adapter_model.safetensors")
-    run = run_script(SCRIPT, environment={"MODEL": str(tmp_path / "model")}, ADAPTER=str(adapter), STEPS=2)
+    run = run_script(SPECTRA, environment={"MODEL": str(tmp_path / "model")}, ADAPTER=str(adapter), STEPS=2)
     assert run.status == 0, run.stderr[-2000:]
     assert "LoRA update (alpha / r) B A: effective rank 2.0 on average over 1 matrices" in run.stdout
     assert "Full fine-tuning, 2 steps: effective rank" in run.stdout
