@@ -218,7 +218,7 @@ def score_losses(nats: list[float], tokens: list[int]) -> dict[str, list[float]]
     return {"loss": losses, "perplexity": [math.exp(loss) * (1 + value - loss) for value in losses]}
 
 
-def score_answers(texts: list[str], wanted: list[str], ended: list[bool]) -> dict[str, list[float]]:
+def compare_answers(texts: list[str], wanted: list[str], ended: list[bool]) -> dict[str, list[float]]:
     """Return metric -> one value an answer: chrF against the wanted one (0 to 100), whether it ended."""
     chrf = [sentence_chrf(text, [reference]).score for text, reference in zip(texts, wanted)]
     return {"chrf": chrf, "ended_by_itself": [float(end) for end in ended]}
@@ -303,7 +303,7 @@ def token_losses(rows: Dataset) -> tuple[list[float], list[int]]:
 before, before_texts = score_losses(*token_losses(eval_dataset)), []
 if STAGE == "sft":
     before_texts, ended = generate(eval_dataset["prompt"])
-    before |= score_answers(before_texts, [row["output"] for row in eval_rows], ended)
+    before |= compare_answers(before_texts, [row["output"] for row in eval_rows], ended)
 print(f"Before: loss {mean_and_interval(before['loss'])[0]:.3f}")
 
 
@@ -385,7 +385,7 @@ started = time.time()
 after, after_texts = score_losses(*token_losses(eval_dataset)), []
 if STAGE == "sft":
     after_texts, ended = generate(eval_dataset["prompt"])
-    after |= score_answers(after_texts, [row["output"] for row in eval_rows], ended)
+    after |= compare_answers(after_texts, [row["output"] for row in eval_rows], ended)
 speed = sum(len(tokenizer(text).input_ids) for text in after_texts) / (time.time() - started)
 table = "| held-out rows | before | after |\n|---|---|---|\n"
 for name in after:
@@ -421,9 +421,12 @@ def export(adapter: Path, kind: str, quantization: str) -> None:
         from unsloth_zoo.llama_cpp import convert_to_gguf, install_llama_cpp, quantize_gguf
 
         quantizer, converter = install_llama_cpp()
+        direct = quantization if quantization in ("bf16", "q8_0") else "bf16"  # what the converter writes itself
         target, source = str(gguf / "model"), str(merged)
-        files, _ = convert_to_gguf(target, source, "bfloat16", "bf16", converter_location=converter)
-        quantize_gguf(files[0], str(gguf / name), quantization, quantizer_location=quantizer)
+        files, _ = convert_to_gguf(target, source, "bfloat16", direct, converter_location=converter)
+        if direct != quantization:
+            quantize_gguf(files[0], str(gguf / name), quantization, quantizer_location=quantizer)
+            Path(files[0]).unlink()
     except Exception as error:
         print(f"GGUF failed ({error}). {merged} is complete; by hand, in a clone of llama.cpp:")
         print(f"  python convert_hf_to_gguf.py {merged} --outfile {gguf}/bf16.gguf --outtype bf16")

@@ -668,9 +668,12 @@ def export(adapter: Path, kind: str, quantization: str) -> None:
         from unsloth_zoo.llama_cpp import convert_to_gguf, install_llama_cpp, quantize_gguf
 
         quantizer, converter = install_llama_cpp()
+        direct = quantization if quantization in ("bf16", "q8_0") else "bf16"  # what the converter writes itself
         target, source = str(gguf / "model"), str(merged)
-        files, _ = convert_to_gguf(target, source, "bfloat16", "bf16", converter_location=converter)
-        quantize_gguf(files[0], str(gguf / name), quantization, quantizer_location=quantizer)
+        files, _ = convert_to_gguf(target, source, "bfloat16", direct, converter_location=converter)
+        if direct != quantization:
+            quantize_gguf(files[0], str(gguf / name), quantization, quantizer_location=quantizer)
+            Path(files[0]).unlink()
     except Exception as error:
         print(f"GGUF failed ({error}). {merged} is complete; by hand, in a clone of llama.cpp:")
         print(f"  python convert_hf_to_gguf.py {merged} --outfile {gguf}/bf16.gguf --outtype bf16")

@@ -113,7 +113,7 @@ COLUMNS = {
     "image": ("image", "images", "图片", "照片"),
     "prompt": ("prompt", "question", "问题", "提问"),
     "response": ("response", "answer", "答案", "回答"),
-    "style": ("style", "风格"),  # may be missing: then every row is a style of its own
+    "style": ("style", "风格"),  # may be missing: then every photo is a style of its own
 }
 
 
@@ -176,24 +176,20 @@ def parse_json(text: object) -> dict | None:
     return None
 
 
-def open_sheet(path: Path):
-    """Return the first worksheet of an .xlsx; ValueError names what the file is instead and what to do."""
+def open_sheet(path: Path) -> tuple:
+    """Return the first worksheet of an .xlsx and WPS's pictures; ValueError says what the file is instead."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist: set DATA to an .xlsx file")
     if path.read_bytes()[:4] == b"\xd0\xcf\x11\xe0":  # the container of .xls, and of anything encrypted
         locked = "EncryptedPackage".encode("utf-16-le") in path.read_bytes()
-        reason = (
-            "is protected by a password: save it without one" if locked else "is an .xls: save it as .xlsx"
-        )
-        raise ValueError(f"{path} {reason}")
-    limit, Photo.MAX_IMAGE_PIXELS = (
-        Photo.MAX_IMAGE_PIXELS,
-        None,
-    )  # a huge picture shall cost its row, not the sheet
+        reason = "protected by a password: save it without one" if locked else "an .xls: save it as .xlsx"
+        raise ValueError(f"{path} is {reason}")
+    limit = Photo.MAX_IMAGE_PIXELS
+    Photo.MAX_IMAGE_PIXELS = None  # a huge picture shall cost its row, not the sheet
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pictures that cannot be read: their rows are named below
-            return load_workbook(path).worksheets[0]
+            return load_workbook(path).worksheets[0], wps_pictures(path)
     except Exception as error:  # zipfile, XML and openpyxl's own
         raise ValueError(f"{path} is not a readable .xlsx ({error}): save it again in Excel or WPS") from None
     finally:
@@ -213,15 +209,15 @@ def read_picture(folder: Path, name: str) -> bytes:
 def load_rows(xlsx: str) -> list[dict]:
     """Return rows of image (PIL), images (bytes), prompt, answer, style, number; name what is left out."""
     path = Path(xlsx)
-    sheet = open_sheet(path)
+    sheet, inside = open_sheet(path)
     header = [str(cell.value or "").strip().lower() for cell in sheet[1]]
     place = {name: i for i, title in enumerate(header) for name, titles in COLUMNS.items() if title in titles}
     if missing := [titles for name, titles in COLUMNS.items() if name not in place and name != "style"]:
         raise ValueError(f"{path}, row 1: no column {' and no column '.join(map('/'.join, missing))}")
-    pasted, inside = {}, wps_pictures(path)
+    pasted = {}
     for picture in sheet._images:
-        corner = picture.anchor._from
-        pasted.setdefault((corner.row + 1, corner.col), []).append(picture.ref.getvalue())
+        if corner := getattr(picture.anchor, "_from", None):  # else it is bound to the page, not to a cell
+            pasted.setdefault((corner.row + 1, corner.col), []).append(picture.ref.getvalue())
     areas = sheet.merged_cells.ranges
     merged = {row: area.coord for area in areas for row in range(area.min_row, area.max_row + 1)}
     rows, left = [], 0
@@ -260,14 +256,12 @@ def load_rows(xlsx: str) -> list[dict]:
             continue
         for change in filter(None, changes):
             print(f"{path.name}, row {number}, cell {cell['image'].coordinate}: {change}")
-        style = str((cell["style"].value if "style" in cell else None) or f"row {number}")
-        row = {
-            "image": Photo.open(BytesIO(images[0])),
-            "images": list(images),
-            "style": style,
-            "number": number,
-        }
-        rows.append({**row, "prompt": str(cell["prompt"].value).strip(), "answer": answer})
+        style = (cell["style"].value if "style" in cell else None) or hashlib.sha256(
+            b"".join(images)
+        ).hexdigest()
+        row = {"image": Photo.open(BytesIO(images[0])), "images": list(images), "number": number}
+        row |= {"prompt": str(cell["prompt"].value).strip(), "answer": answer, "style": str(style)}
+        rows.append(row)
     print(f"{path}: {len(rows)} rows, {left} left out")
     return rows
 
@@ -307,9 +301,7 @@ except ValueError as error:
 train_rows, eval_rows = hold_out_styles(rows, EVAL_SHARE, SEED)
 eval_rows = random.Random(SEED).sample(eval_rows, min(EVAL_ROWS, len(eval_rows)))
 if len(rows) < LEAST_ROWS or not (train_rows and eval_rows):
-    raise SystemExit(
-        f"Data: {len(rows)} usable rows in {DATA}, at least {LEAST_ROWS} of two styles are needed"
-    )
+    raise SystemExit(f"Data: {len(rows)} usable rows in {DATA}, needed are {LEAST_ROWS} of two styles")
 styles = ", ".join(sorted({row["style"] for row in eval_rows}))
 print(f"{len(train_rows)} to train on, {len(eval_rows)} held out in other styles: {styles}")
 message = [{"role": Value("string"), "content": [{"type": Value("string"), "text": Value("string")}]}]

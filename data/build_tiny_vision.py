@@ -12,16 +12,19 @@ Run:    `uv run data/build_tiny_vision.py` (no network; it prints the minutes), 
 Needs:  the fonts of FONTS and CJK: Debian packages fonts-dejavu-core, fonts-liberation2, fonts-urw-base35 and
         fonts-noto-cjk. The result is committed, so nobody else needs them.
 Data:   lines of digits, plates, VINs and short words on cluttered backgrounds; asked what they say, or which number is
-        the longest. No picture of data/car_insurance, no JSON, no dashboard, no damage.
+        the longest; plain text of data/corpus and JSON records of a shop. No picture of data/car_insurance, no
+        answer about a picture in JSON, no dashboard, no damage.
 Writes: `data/tiny-qwen2.5-vl/` (safetensors, tokenizer, processor, config)
 
 Two linear layers that are thrown away afterwards tell from each patch to which letter it belongs, and from each vision
 token which letters have their centres in its 16 x 16 pixels; after LOOK steps of that alone the model also reads the
-lines aloud. Large print and small, clean pictures come first.
+lines aloud, at first one clean, large line in a small picture. Text of the corpus goes along from the first step, so
+that fine-tuning meets words that the model knows.
 The result reads large print, often wrongly: it is not a useful model and is not meant to be one.
 """
 
 # %% Imports
+import json
 import math
 import random
 import re
@@ -52,10 +55,14 @@ SIZES = [
     (160, 64),
     (224, 160),
 ]  # of pictures; the last is a photo of 4 : 3 under MAX_PIXELS = 224 * 168
-LOOK, READ = 1200, 2200  # steps in which only the vision part learns; steps in which the whole model does
-EASY = 300  # steps with clean, large print
-SMALL = 0.6  # share of the reading steps before the large pictures come
+LOOK, READ = 1800, 3200  # steps in which only the vision part learns; steps in which the whole model does
+EASY = 300  # first steps, with clean, large print
+ONE_LINE, SMALL = (
+    0.35,
+    0.65,
+)  # shares of the reading steps: with one clean, large line; before large pictures come
 BATCH_TOKENS = 240  # vision tokens in a step
+TEXT_TOKENS = 256  # tokens of plain text in a step
 LEARNING_RATE = 2.5e-3  # held while looking; cosine to a tenth while reading
 SLOTS = 3  # letters whose centres can lie in one token's pixels
 SEED = 3407
@@ -247,6 +254,33 @@ def question_and_answer(lines: list[str], rng: random.Random) -> tuple[str, str]
     return SAY, "\n".join(lines)
 
 
+def record(rng: random.Random) -> str:
+    """Return a line of JSON about things of a shop, so that braces and quotation marks are known."""
+    things = "苹果 铅笔 雨伞 茶叶 毛巾 灯泡 剪刀 饼干".split()
+    pairs = [
+        ("名称", rng.choice(things)),
+        ("数量", rng.randint(1, 99999)),
+        ("单价", rng.randint(10, 9999) / 10),
+    ]
+    pairs += [("颜色", rng.choice("红黄蓝绿白")), ("标签", rng.sample(things, rng.randint(0, 2)))]
+    return json.dumps(dict(rng.sample(pairs, rng.randint(2, 5))), ensure_ascii=False)
+
+
+def texts(rng: random.Random):
+    """Yield rows of TEXT_TOKENS tokens of the corpus, its questions and answers as chats, for ever."""
+    blocks = "\n\n".join(path.read_text(encoding="utf-8") for path in sorted((DATA / "corpus").glob("*.txt")))
+    blocks, stream = [block.strip() for block in re.split(r"\n\s*\n", blocks) if block.strip()], []
+    while True:
+        for block in rng.sample(blocks, len(blocks)):
+            if found := re.fullmatch(r"Q: ?(.*)\nA: ?(.*)", block, re.S):
+                turns = [{"role": "user", "content": found[1]}, {"role": "assistant", "content": found[2]}]
+                block = tokenizer.apply_chat_template(turns, tokenize=False)
+            stream += tokenizer(f"{block}<|endoftext|>{record(rng)}<|endoftext|>").input_ids
+            while len(stream) >= TEXT_TOKENS:
+                yield torch.tensor([stream[:TEXT_TOKENS]])
+                stream = stream[TEXT_TOKENS:]
+
+
 # %% Model
 torch.manual_seed(SEED)
 tokenizer = AutoTokenizer.from_pretrained(DATA / "tiny-qwen2.5")
@@ -300,15 +334,17 @@ print(f"{model.num_parameters():,} parameters, {model.model.visual.num_parameter
 # %% Train
 parameters = [*model.parameters(), *probes.parameters()]
 optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
-rng, start, totals = random.Random(SEED), time.time(), [0.0] * 4
+rng, start, totals = random.Random(SEED), time.time(), [0.0] * 5
+plain = texts(random.Random(SEED))
 for step in range(1, LOOK + READ + 1):
     done = max(0.0, (step - LOOK) / READ)
     for group in optimizer.param_groups:
         group["lr"] = LEARNING_RATE * min(1, step / 50) * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
     size = rng.choice(SIZES[:2] if done < SMALL else [*SIZES, SIZES[-1]])
     count = max(2, BATCH_TOKENS * (PATCH * MERGE) ** 2 // (size[0] * size[1]))
-    tries = rng.choice([1, 1, 3, 6]) if done else 8
-    pictures = [picture(rng, *size, tries, easy=step <= EASY) for _ in range(count)]
+    tries = 8 if not done else 1 if done < ONE_LINE else rng.choice([1, 1, 3, 6])
+    easy = step <= EASY or 0 < done < ONE_LINE
+    pictures = [picture(rng, *size, tries, easy) for _ in range(count)]
     talks = [question_and_answer(lines, rng) for _, lines, _ in pictures]
     inputs = processor(
         images=[row[0] for row in pictures], text=[conversation(*talk) for talk in talks],
@@ -331,16 +367,21 @@ for step in range(1, LOOK + READ + 1):
         weight = torch.where(goal > 0, 1.0, 0.1)  # most patches and slots are empty
         look = look + (cross_entropy(guess, goal, reduction="none") * weight).sum() / weight.sum()
         hits.append((guess.argmax(-1) == goal)[goal > 0].float().mean().item())
-    (look + read).backward()
+    words = next(plain)
+    speak = cross_entropy(model(input_ids=words).logits[0, :-1], words[0, 1:])
+    (look + read + speak).backward()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    totals = [total + value for total, value in zip(totals, (look.item(), *hits, read.item()))]
+    totals = [total + value for total, value in zip(totals, (look.item(), *hits, read.item(), speak.item()))]
     if step % 100 == 0:
         means = " ".join(f"{total / 100:.3f}" for total in totals)
         minutes = (time.time() - start) / 60
-        print(f"step {step}: look, patches and letters right, read {means}, {minutes:.1f} min", flush=True)
-        totals = [0.0] * 4
+        print(
+            f"step {step}: look, patches and letters right, read, speak {means}, {minutes:.1f} min",
+            flush=True,
+        )
+        totals = [0.0] * 5
 
 # %% Save
 folder = DATA / "tiny-qwen2.5-vl"

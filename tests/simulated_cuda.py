@@ -14,6 +14,7 @@ import sys
 import types
 
 os.environ.update(TRITON_INTERPRET="1", UNSLOTH_COMPILE_DISABLE="1", TORCHDYNAMO_DISABLE="1")
+os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # the redirection below holds for the thread that installs it
 sys.modules["xformers"] = None  # it refuses tensors in main memory; Unsloth falls back to PyTorch's attention
 
 import torch  # noqa: E402
@@ -74,7 +75,7 @@ class RedirectToCPU(TorchFunctionMode):
         args = [on_cpu(value) for value in args]
         if function is torch.Tensor.to and len(args) > 1 and type(args[1]) is int:
             args[1] = "cpu"
-        kwargs = {name: on_cpu(value) for name, value in (kwargs or {}).items()}
+        kwargs = {name: on_cpu(value) for name, value in (kwargs or {}).items() if name != "pin_memory"}
         if type(kwargs.get("device")) is int:
             kwargs["device"] = "cpu"
         return function(*args, **kwargs)

@@ -223,9 +223,9 @@ def test_a_long_row_counts_by_its_tokens(alpaca):
 
 def test_answers_are_compared_with_the_wanted_ones(alpaca):
     wanted = ["天气晴朗，适合出行。", "Paris is the capital.", "x = 1"]
-    scores = alpaca.score_answers(["天气晴朗，适合出行。", "", "天气"], wanted, [True, False, True])
+    scores = alpaca.compare_answers(["天气晴朗，适合出行。", "", "天气"], wanted, [True, False, True])
     assert scores["chrf"] == pytest.approx([100, 0, 0], abs=1e-6) and scores["ended_by_itself"] == [1, 0, 1]
-    near, far = alpaca.score_answers(["天气晴好，适合出行。", "适合出行。"], wanted[:1] * 2, [True, True])[
+    near, far = alpaca.compare_answers(["天气晴好，适合出行。", "适合出行。"], wanted[:1] * 2, [True, True])[
         "chrf"
     ]
     assert 100 > near > far > 0

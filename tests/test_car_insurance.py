@@ -245,6 +245,8 @@ def test_what_people_do_to_sheets(script, tmp_path):
     assert [row["image"].size for row in found] == [(64, 48), (90, 60), (80, 60), (64, 48)]
     assert all(row["answer"] == ANSWER and row["prompt"] == "读" for row in found)
     assert len({row["style"] for row in found}) == 4
+    again = script.load_rows(write_sheet(tmp_path, [FINE[:3], FINE[:3]], HEADER[:3]))
+    assert len({row["style"] for row in again}) == 1, "a photo asked about twice must not be split"
 
 
 def test_picture_inside_a_cell_of_wps(script, tmp_path):

@@ -145,5 +145,7 @@ def test_constants_are_guarded():
     with pytest.raises(TypeError):
         with_constants(script, MAX_STEPS="2")
     changed = with_constants(script, MAX_STEPS=2)  # in the Settings, before anything reads them
-    assert changed.index("if MODEL.startswith") < changed.index("MAX_STEPS = 2") < changed.index("settings = {")
+    assert (
+        changed.index("if MODEL.startswith") < changed.index("MAX_STEPS = 2") < changed.index("settings = {")
+    )
     assert sys.version_info >= (3, 11)

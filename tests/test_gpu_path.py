@@ -10,14 +10,16 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 SIMULATED = [str(ROOT / "tests" / "simulated_cuda.py")]
 SMALL = {
+    "SYSTEM": "甲",  # an interpreted kernel takes its time over each token
     "DTYPE": "float32",
-    "MAX_LENGTH": 400,
     "ACCUMULATION": 1,
     "MAX_STEPS": 2,
     "EVALUATIONS": 2,
-    "EVAL_ROWS": 2,
-    "NEW_TOKENS": 4,
+    "EVAL_ROWS": 1,
+    "NEW_TOKENS": 2,
+    "TRY": "乙",
 }
+SYMPTOMS = "发热 咳嗽 头痛 腹泻 皮疹 乏力 胸闷 失眠 眩晕 呕吐 耳鸣 腰痛".split()
 THEN = """
 import json
 from pathlib import Path
@@ -25,6 +27,23 @@ classes = [f"{kind.__module__}.{kind.__name__}" for kind in (FastLanguageModel, 
 history = {"log": trainer.state.log_history, "labels": labels.tolist(), "classes": classes}
 Path(OUTPUT, "history.json").write_text(json.dumps(history))
 """
+
+
+@pytest.fixture(scope="session")
+def few_rows(tmp_path_factory):
+    """Return a file of short rows, each of a topic of its own."""
+    path = tmp_path_factory.mktemp("rows") / "rows.json"
+    rows = [
+        {
+            "instruction": f"{name}？",
+            "input": "",
+            "output": f"休息{i}天。",
+            "topic": name,
+        }
+        for i, name in enumerate(SYMPTOMS, 1)
+    ]
+    path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -46,19 +65,12 @@ def two_layers(tmp_path_factory):
 
 
 @pytest.mark.parametrize("script", ["sft_gongwen.py"])
-def test_gpu_path_runs_and_agrees_with_the_cpu(run_script, two_layers, tmp_path, script):
+def test_gpu_path_runs_and_agrees_with_the_cpu(run_script, two_layers, few_rows, tmp_path, script):
     """In float32 loss and gradient norm of both paths are equal to 1e-5 on the same rows, the labels to the letter."""
-    histories = {}
+    environment, histories = {"MODEL": str(two_layers), "DATA": str(few_rows)}, {}
     for name, runner in (("cpu", []), ("gpu", SIMULATED)):
-        run = run_script(
-            script,
-            tmp_path / name,
-            runner,
-            {"MODEL": str(two_layers)},
-            then=THEN,
-            LOAD_IN_4BIT=False,
-            **SMALL,
-        )
+        output = tmp_path / name
+        run = run_script(script, output, runner, environment, then=THEN, LOAD_IN_4BIT=False, **SMALL)
         assert run.status == 0, run.stdout[-2000:] + run.stderr[-3000:]
         histories[name] = json.loads((run.output / "history.json").read_text())
         assert load_file(run.output / "lora" / "adapter_model.safetensors")
@@ -70,9 +82,9 @@ def test_gpu_path_runs_and_agrees_with_the_cpu(run_script, two_layers, tmp_path,
 
 
 @pytest.mark.parametrize("script", ["sft_gongwen.py"])
-def test_gpu_path_in_4_bit_resumes(run_script, two_layers, tmp_path, script):
+def test_gpu_path_in_4_bit_resumes(run_script, two_layers, few_rows, tmp_path, script):
     """What a card runs by default, NF4 weights: killed after its first checkpoint, the run goes on to its end."""
-    output, environment = tmp_path / "run", {"MODEL": str(two_layers)}
+    output, environment = tmp_path / "run", {"MODEL": str(two_layers), "DATA": str(few_rows)}
     kill_in_training(script, output, 1, SIMULATED, environment, **SMALL)
     run = run_script(script, output, SIMULATED, environment, **SMALL)
     assert run.status == 0, run.stdout[-2000:] + run.stderr[-3000:]

@@ -618,6 +618,7 @@ def test_to_row(script):
     assert script.think_coverage([thought["output"]]) == 1 and thought["instruction"] != row["instruction"]
     assert script.to_row({**record, "answer": "去医院"}, "a.csv") == "answer under 10 characters"
     assert script.to_row({"answer": "注意休息，必要时就医。"}, "a.csv") == "no question"
+    assert script.to_row(["no", "object"], "a.jsonl") == "no question"
 
 
 @pytest.fixture(scope="module")
