@@ -402,7 +402,7 @@ def sentence(answer: dict) -> str:
 if GPU:
     model, processor = FastVisionModel.from_pretrained(
         MODEL,
-        dtype=DTYPE,
+        dtype=DTYPE and getattr(torch, DTYPE),  # FastVisionModel takes no name
         load_in_4bit=LOAD_IN_4BIT,
         use_gradient_checkpointing=GRADIENT_CHECKPOINTING,
     )

@@ -16,10 +16,10 @@ Data:   lines of digits, plates, VINs and short words on cluttered backgrounds; 
         answer about a picture in JSON, no dashboard, no damage.
 Writes: `data/tiny-qwen2.5-vl/` (safetensors, tokenizer, processor, config)
 
-Two linear layers that are thrown away afterwards tell from each patch to which letter it belongs, and from each vision
-token which letters have their centres in its 16 x 16 pixels; after LOOK steps of that alone the model also reads the
-lines aloud, at first one clean, large line in a small picture. Text of the corpus goes along from the first step, so
-that fine-tuning meets words that the model knows.
+Three stages. Look: two linear layers that are thrown away afterwards tell from each patch to which letter it belongs, and
+from each vision token which letters have their centres in its 16 x 16 pixels; the text part learns from plain text,
+so that fine-tuning meets words that it knows. Align: the text part learns to read lines aloud from what the vision part
+says of a store of small pictures, which is computed once. Read: the whole model, on pictures of every size.
 The result reads large print, often wrongly: it is not a useful model and is not meant to be one.
 """
 
@@ -50,20 +50,14 @@ DATA = Path(__file__).resolve().parent
 VISION_HIDDEN, VISION_LAYERS, VISION_HEADS, VISION_INTERMEDIATE = 96, 4, 3, 256
 HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE = 128, 4, 4, 2, 384
 PATCH, MERGE = 8, 2
-SIZES = [
-    (112, 48),
-    (160, 64),
-    (224, 160),
-]  # of pictures; the last is a photo of 4 : 3 under MAX_PIXELS = 224 * 168
-LOOK, READ = 1800, 3200  # steps in which only the vision part learns; steps in which the whole model does
+SIZES = [(112, 48), (160, 64), (224, 160)]  # of pictures; the last: a photo under MAX_PIXELS = 224 * 168
+LOOK, ALIGN, READ = 2200, 2500, 1000  # steps of the three stages
 EASY = 300  # first steps, with clean, large print
-ONE_LINE, SMALL = (
-    0.35,
-    0.65,
-)  # shares of the reading steps: with one clean, large line; before large pictures come
+STORE = 5000  # small pictures of one line for Align
+ALIGN_BATCH = 16
 BATCH_TOKENS = 240  # vision tokens in a step
 TEXT_TOKENS = 256  # tokens of plain text in a step
-LEARNING_RATE = 2.5e-3  # held while looking; cosine to a tenth while reading
+RATES = (2.5e-3, 2.5e-3), (2e-3, 3e-4), (1e-3, 1e-4)  # learning rate of each stage, from and to
 SLOTS = 3  # letters whose centres can lie in one token's pixels
 SEED = 3407
 
@@ -331,57 +325,117 @@ seen = {}
 model.model.visual.register_forward_hook(lambda module, given, output: seen.update(output))
 print(f"{model.num_parameters():,} parameters, {model.model.visual.num_parameters():,} of them see")
 
-# %% Train
-parameters = [*model.parameters(), *probes.parameters()]
-optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
-rng, start, totals = random.Random(SEED), time.time(), [0.0] * 5
-plain = texts(random.Random(SEED))
-for step in range(1, LOOK + READ + 1):
-    done = max(0.0, (step - LOOK) / READ)
+
+def look_loss(pictures: list[tuple], size: tuple[int, int]) -> torch.Tensor:
+    """Return the loss of the probes on what the vision part last saw, and note the share of letters that are right."""
+    losses = []
+    goals = [torch.cat(goal) for goal in zip(*(letters_of(marks, *size) for _, _, marks in pictures))]
+    for name, probe, goal in zip(("last_hidden_state", "pooler_output"), probes, goals):
+        guess, goal = probe(seen[name]).view(-1, kinds), goal.flatten()
+        weight = torch.where(goal > 0, 1.0, 0.1)  # most patches and slots are empty
+        losses.append((cross_entropy(guess, goal, reduction="none") * weight).sum() / weight.sum())
+        note("letters right", (guess.argmax(-1) == goal)[goal > 0].float().mean().item())
+    return sum(losses)
+
+
+def answer_loss(
+    hidden: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor, answers: list[str]
+) -> torch.Tensor:
+    """Return the loss of the answers, which end the rows of a right-padded batch."""
+    wanted = torch.zeros_like(ids, dtype=torch.bool)
+    for row, end, answer in zip(wanted, mask.sum(1).tolist(), answers):
+        row[end - len(tokenizer(answer + "<|im_end|>\n").input_ids) : end] = True
+    loss = cross_entropy(model.lm_head(hidden[:, :-1][wanted[:, 1:]]), ids[wanted])
+    note("read", loss.item())
+    return loss
+
+
+def speak_loss() -> torch.Tensor:
+    """Return the loss of the next row of plain text."""
+    words = next(plain)
+    loss = cross_entropy(model(input_ids=words).logits[0, :-1], words[0, 1:])
+    note("speak", loss.item())
+    return loss
+
+
+def note(name: str, value: float) -> None:
+    """Keep a value for the next line that is printed."""
+    notes.setdefault(name, []).append(value)
+
+
+def learn(loss: torch.Tensor, stage: int, step: int, steps: int) -> None:
+    """Take a step of the optimizer at the stage's learning rate, after a short warm-up; print every 100 steps."""
+    first, last = RATES[stage]
     for group in optimizer.param_groups:
-        group["lr"] = LEARNING_RATE * min(1, step / 50) * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
-    size = rng.choice(SIZES[:2] if done < SMALL else [*SIZES, SIZES[-1]])
+        cosine = (1 + math.cos(math.pi * step / steps)) / 2
+        group["lr"] = min(1, step / 50) * (last + (first - last) * cosine)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    if step % 100 == 0:
+        means = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in notes.items())
+        minutes = (time.time() - start) / 60
+        print(f"{('look', 'align', 'read')[stage]} {step}: {means}, {minutes:.1f} min", flush=True)
+        notes.clear()
+
+
+parameters = [*model.parameters(), *probes.parameters()]
+optimizer = torch.optim.AdamW(parameters, RATES[0][0], betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+rng, start, notes = random.Random(SEED), time.time(), {}
+plain = texts(random.Random(SEED))
+
+# %% Look
+for step in range(1, LOOK + 1):
+    size = rng.choice(SIZES[:2])
+    count = BATCH_TOKENS * (PATCH * MERGE) ** 2 // (size[0] * size[1])
+    pictures = [picture(rng, *size, 8, easy=step <= EASY) for _ in range(count)]
+    inputs = processor.image_processor(images=[row[0] for row in pictures], return_tensors="pt")
+    model.model.visual(inputs.pixel_values, grid_thw=inputs.image_grid_thw)
+    learn(look_loss(pictures, size) + speak_loss(), 0, step, LOOK)
+
+# %% Align
+store = {size: [] for size in SIZES[:2]}
+for number in range(STORE // ALIGN_BATCH):
+    size = SIZES[number % 2]
+    pictures = [picture(rng, *size, 1, easy=number % 4 < 2) for _ in range(ALIGN_BATCH)]
+    inputs = processor.image_processor(images=[row[0] for row in pictures], return_tensors="pt")
+    with torch.no_grad():
+        tokens = model.model.visual(inputs.pixel_values, grid_thw=inputs.image_grid_thw).pooler_output
+    for (_, lines, _), part in zip(pictures, tokens.view(ALIGN_BATCH, -1, HIDDEN)):
+        chat = conversation(SAY, lines[0]).replace("<|image_pad|>", "<|image_pad|>" * len(part))
+        store[size].append((chat, lines[0], part))
+for step in range(1, ALIGN + 1):
+    size = rng.choice(SIZES[:2])
+    chats, answers, parts = zip(*rng.sample(store[size], ALIGN_BATCH))
+    inputs = tokenizer(list(chats), padding=True, padding_side="right", return_tensors="pt")
+    images = inputs.input_ids == config.image_token_id
+    grid = torch.tensor([[1, size[1] // PATCH, size[0] // PATCH]] * ALIGN_BATCH)
+    places, _ = model.model.get_rope_index(
+        inputs.input_ids, images.int(), grid, attention_mask=inputs.attention_mask
+    )
+    embeddings = model.get_input_embeddings()(inputs.input_ids)
+    embeddings = embeddings.masked_scatter(images[..., None], torch.cat(parts))
+    hidden = model.model.language_model(
+        inputs_embeds=embeddings, attention_mask=inputs.attention_mask, position_ids=places
+    ).last_hidden_state
+    loss = answer_loss(hidden, inputs.input_ids, inputs.attention_mask, answers)
+    learn(loss + speak_loss() if step % 2 else loss, 1, step, ALIGN)
+
+# %% Read
+for step in range(1, READ + 1):
+    size = rng.choice([*SIZES, SIZES[-1]])
     count = max(2, BATCH_TOKENS * (PATCH * MERGE) ** 2 // (size[0] * size[1]))
-    tries = 8 if not done else 1 if done < ONE_LINE else rng.choice([1, 1, 3, 6])
-    easy = step <= EASY or 0 < done < ONE_LINE
-    pictures = [picture(rng, *size, tries, easy) for _ in range(count)]
+    pictures = [picture(rng, *size, rng.choice([1, 1, 3, 6])) for _ in range(count)]
     talks = [question_and_answer(lines, rng) for _, lines, _ in pictures]
     inputs = processor(
         images=[row[0] for row in pictures], text=[conversation(*talk) for talk in talks],
         padding=True, padding_side="right", return_tensors="pt",
     )  # fmt: skip
-    if done:
-        hidden = model.model(**inputs).last_hidden_state
-        wanted = torch.zeros_like(inputs.input_ids, dtype=torch.bool)
-        for row, mask, (_, answer) in zip(wanted, inputs.attention_mask, talks):
-            end = int(mask.sum())
-            row[end - len(tokenizer(answer + "<|im_end|>\n").input_ids) : end] = True
-        read = cross_entropy(model.lm_head(hidden[:, :-1][wanted[:, 1:]]), inputs.input_ids[wanted])
-    else:
-        model.model.visual(inputs.pixel_values, grid_thw=inputs.image_grid_thw)
-        read = torch.zeros(())
-    hits, look = [], 0.0
-    goals = [torch.cat(goal) for goal in zip(*(letters_of(marks, *size) for _, _, marks in pictures))]
-    for name, probe, goal in zip(("last_hidden_state", "pooler_output"), probes, goals):
-        guess, goal = probe(seen[name]).view(-1, kinds), goal.flatten()
-        weight = torch.where(goal > 0, 1.0, 0.1)  # most patches and slots are empty
-        look = look + (cross_entropy(guess, goal, reduction="none") * weight).sum() / weight.sum()
-        hits.append((guess.argmax(-1) == goal)[goal > 0].float().mean().item())
-    words = next(plain)
-    speak = cross_entropy(model(input_ids=words).logits[0, :-1], words[0, 1:])
-    (look + read + speak).backward()
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
-    totals = [total + value for total, value in zip(totals, (look.item(), *hits, read.item(), speak.item()))]
-    if step % 100 == 0:
-        means = " ".join(f"{total / 100:.3f}" for total in totals)
-        minutes = (time.time() - start) / 60
-        print(
-            f"step {step}: look, patches and letters right, read, speak {means}, {minutes:.1f} min",
-            flush=True,
-        )
-        totals = [0.0] * 5
+    hidden = model.model(**inputs).last_hidden_state
+    loss = answer_loss(hidden, inputs.input_ids, inputs.attention_mask, [answer for _, answer in talks])
+    loss = loss + look_loss(pictures, size)
+    learn(loss + speak_loss() if step % 2 else loss, 2, step, READ)
 
 # %% Save
 folder = DATA / "tiny-qwen2.5-vl"

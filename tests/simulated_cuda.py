@@ -1,9 +1,9 @@
 """Run a script's GPU path without a GPU: `uv run tests/simulated_cuda.py sft_gongwen.py`.
 
-PyTorch is made to report one CUDA device (capability 8.9, 12 GB) whose tensors live in main memory; Triton kernels
-run in Triton's interpreter. Unsloth then takes the path that a real card takes: FastLanguageModel, FastVisionModel,
-its rewritten trainers, its collator and its kernels. Each kernel is interpreted, so give it a model of two layers,
-short rows and a step or two. It shows that calls, data and shapes are right. It shows nothing about speed, memory,
+PyTorch is made to report one CUDA device of 12 GB whose tensors live in main memory (capability 8.9; with
+SIMULATED_CAPABILITY=7.5 a T4, which has no bfloat16); Triton kernels run in Triton's interpreter. Unsloth then takes
+the path that a real card takes: FastLanguageModel, FastVisionModel, its rewritten trainers, its collator and its
+kernels. Each kernel is interpreted, so give it a model of two layers, short rows and a step or two. It shows that calls, data and shapes are right. It shows nothing about speed, memory,
 vLLM, xformers or the card's own arithmetic, and only float32 is to be judged: interpreted bfloat16 gradients are NaN.
 """
 
@@ -20,15 +20,16 @@ sys.modules["xformers"] = None  # it refuses tensors in main memory; Unsloth fal
 import torch  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 
+CAPABILITY = tuple(map(int, os.getenv("SIMULATED_CAPABILITY", "8.9").split(".")))
 PROPERTIES = types.SimpleNamespace(
-    name="simulated", major=8, minor=9, total_memory=12 * 2**30, multi_processor_count=46, warp_size=32,
+    name="simulated", major=CAPABILITY[0], minor=CAPABILITY[1], total_memory=12 * 2**30, multi_processor_count=46, warp_size=32,
     max_threads_per_multi_processor=1536, regs_per_multiprocessor=65536, shared_memory_per_multiprocessor=102400,
     gcnArchName="",
 )  # fmt: skip
 ANSWERS = {  # torch.cuda function -> what it returns
-    "is_available": True, "is_initialized": True, "is_bf16_supported": True, "_is_compiled": True,
+    "is_available": True, "is_initialized": True, "is_bf16_supported": CAPABILITY >= (8, 0), "_is_compiled": True,
     "device_count": 1, "current_device": 0, "get_device_name": "simulated", "get_device_properties": PROPERTIES,
-    "get_device_capability": (8, 9), "mem_get_info": (10 * 2**30, 12 * 2**30),
+    "get_device_capability": CAPABILITY, "mem_get_info": (10 * 2**30, 12 * 2**30),
     "is_current_stream_capturing": False, "memory_reserved": 0, "max_memory_reserved": 0, "memory_allocated": 0,
     "max_memory_allocated": 0, "stream": contextlib.nullcontext(),
     **dict.fromkeys("init _lazy_init empty_cache synchronize reset_peak_memory_stats ipc_collect set_device".split()),
