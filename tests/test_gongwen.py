@@ -277,6 +277,14 @@ def test_data_is_what_it_says(script, rows):
     assert len({row["instruction"] for row in rows}) == len(rows)
 
 
+def test_the_tiny_model_never_saw_a_held_out_topic(script, rows):
+    """The builder leaves out at least the topics that the script holds out with its own settings."""
+    source = Path("data/build_tiny_models.py").read_text(encoding="utf-8")
+    left_out = set(re.search('HELD_OUT = "([^"]+)"', source)[1].split())
+    _, held_out = script.split_by_topic(rows, script.EVAL_SHARE, script.SEED)
+    assert {row["topic"] for row in held_out} <= left_out < {row["topic"] for row in rows}
+
+
 def test_documents_are_no_template(rows):
     """No two documents share more than a third of their 12-character pieces."""
     pieces = [{text[i : i + 12] for i in range(len(text) - 11)} for text in (row["output"] for row in rows)]
