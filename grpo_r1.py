@@ -86,7 +86,7 @@ TRY = "A ticket is $8, half for a child. What do two adults and three children p
 if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below, a tiny model, three minutes on two cores
     DATA = os.getenv("DATA", "data/sums.jsonl")  # problems that the tiny model gets right now and then
     SYSTEM = "You are a helpful assistant."  # it follows no instructions: this is what it was pretrained with
-    PROMPT_LENGTH, NEW_TOKENS, LEARNING_RATE, MAX_STEPS, LORA_ALPHA = 96, 64, 2e-3, 60, 64
+    PROMPT_LENGTH, NEW_TOKENS, LEARNING_RATE, MAX_STEPS, LORA_ALPHA = 96, 64, 2e-3, 32, 64
     BATCH_SIZE, ACCUMULATION, EVAL_ROWS, EVAL_BATCH = 48, 1, 150, 75
     GRADIENT_CHECKPOINTING, LOAD_IN_4BIT, FAST_INFERENCE = False, False, False
     TRY = "Tom has 7 pens and loses 3. How many pens does Tom have now?"
@@ -227,8 +227,8 @@ fast_inference = FAST_INFERENCE and torch.cuda.is_available() and find_spec("vll
 why = "vLLM" if fast_inference else "the model itself: no GPU, no vLLM, or FAST_INFERENCE is off"
 print(f"Samples come from {why}")
 model, tokenizer = FastLanguageModel.from_pretrained(
-    MODEL, max_seq_length=PROMPT_LENGTH + NEW_TOKENS, dtype=getattr(torch, DTYPE or "", None), load_in_4bit=LOAD_IN_4BIT,
-    use_gradient_checkpointing=GRADIENT_CHECKPOINTING,
+    MODEL, max_seq_length=PROMPT_LENGTH + NEW_TOKENS, load_in_4bit=LOAD_IN_4BIT,
+    dtype=getattr(torch, DTYPE or "", None), use_gradient_checkpointing=GRADIENT_CHECKPOINTING,
     fast_inference=fast_inference, max_lora_rank=LORA_R, gpu_memory_utilization=VLLM_MEMORY,
 )  # fmt: skip
 model = FastLanguageModel.get_peft_model(

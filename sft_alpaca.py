@@ -87,7 +87,7 @@ REPORT_TO = "none"  # "tensorboard", "wandb", "swanlab", "trackio"
 TRY = "Suggest three names for a small bakery."  # for the last cell
 
 if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below, a tiny model, two minutes on two cores
-    MAX_LENGTH, NEW_TOKENS, EPOCHS, MAX_STEPS, LORA_R, LORA_ALPHA = 256, 96, 2, -1, 32, 64
+    MAX_LENGTH, NEW_TOKENS, EPOCHS, MAX_STEPS, LORA_R, LORA_ALPHA = 256, 96, 1, -1, 32, 64
     LEARNING_RATE, EMBEDDING_LEARNING_RATE = 3e-4, 1e-4
     BATCH_SIZE, ACCUMULATION, EVALUATIONS, EVAL_BATCH = 4, 1, 1, 32
     GRADIENT_CHECKPOINTING, LOAD_IN_4BIT, GGUF_QUANT = False, False, "q8_0"  # NF4 is slow on most CPUs
@@ -421,7 +421,7 @@ def export(adapter: Path, kind: str, quantization: str) -> None:
         from unsloth_zoo.llama_cpp import convert_to_gguf, install_llama_cpp, quantize_gguf
 
         quantizer, converter = install_llama_cpp()
-        direct = quantization if quantization in ("bf16", "q8_0") else "bf16"  # what the converter writes itself
+        direct = quantization if quantization in ("bf16", "q8_0") else "bf16"  # as the converter can write
         target, source = str(gguf / "model"), str(merged)
         files, _ = convert_to_gguf(target, source, "bfloat16", direct, converter_location=converter)
         if direct != quantization:

@@ -668,7 +668,7 @@ def export(adapter: Path, kind: str, quantization: str) -> None:
         from unsloth_zoo.llama_cpp import convert_to_gguf, install_llama_cpp, quantize_gguf
 
         quantizer, converter = install_llama_cpp()
-        direct = quantization if quantization in ("bf16", "q8_0") else "bf16"  # what the converter writes itself
+        direct = quantization if quantization in ("bf16", "q8_0") else "bf16"  # as the converter can write
         target, source = str(gguf / "model"), str(merged)
         files, _ = convert_to_gguf(target, source, "bfloat16", direct, converter_location=converter)
         if direct != quantization:

@@ -597,7 +597,7 @@ def contact_sheet(rows: list[dict], texts: list[str], path: Path) -> None:
     wanted = "Noto Sans CJK SC,Noto Sans CJK JP,Microsoft YaHei,SimHei,PingFang SC,WenQuanYi Micro Hei"
     chinese = next((name for name in wanted.split(",") if name in fonts), None)
     lines = math.ceil(len(rows) / 4)
-    figure, axes = plt.subplots(lines, 4, figsize=(13, 4 * lines), squeeze=False)
+    figure, axes = plt.subplots(lines, 4, figsize=(13, 3.4 * lines), squeeze=False)
     for place in axes.flat:
         place.axis("off")
     for place, row, text in zip(axes.flat, rows, texts):

@@ -64,7 +64,7 @@ def two_layers(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("script", ["sft_gongwen.py"])
+@pytest.mark.parametrize("script", ["sft_gongwen.py", "sft_alpaca.py"])
 def test_gpu_path_runs_and_agrees_with_the_cpu(run_script, two_layers, few_rows, tmp_path, script):
     """In float32 loss and gradient norm of both paths are equal to 1e-5 on the same rows, the labels to the letter."""
     environment, histories = {"MODEL": str(two_layers), "DATA": str(few_rows)}, {}
