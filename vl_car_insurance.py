@@ -60,17 +60,16 @@ from matplotlib import font_manager  # noqa: E402
 # %% Settings
 GPU = torch.cuda.is_available()
 DEVICE = torch.cuda.get_device_name() if GPU else f"CPU, {os.cpu_count()} cores"
-MODEL = (
-    os.getenv(  # 3B: a research licence, not for commercial use; unsloth/Qwen2.5-VL-7B-Instruct is Apache-2.0
-        "MODEL", "unsloth/Qwen2.5-VL-3B-Instruct-unsloth-bnb-4bit" if GPU else "data/tiny-qwen2.5-vl"
-    )
+# 3B: a research licence, not for commercial use; unsloth/Qwen2.5-VL-7B-Instruct is Apache-2.0
+MODEL = os.getenv(
+    "MODEL", "unsloth/Qwen2.5-VL-3B-Instruct-unsloth-bnb-4bit" if GPU else "data/tiny-qwen2.5-vl"
 )
 DATA = os.getenv("DATA", "data/car_insurance/qwen-vl-train.xlsx")
 OUTPUT = os.getenv("OUTPUT", "outputs/car_insurance")
 
 DTYPE = None  # None: bfloat16 where the hardware has it, else float16; or "float32"
 LOAD_IN_4BIT = True  # NF4 weights; False needs 8 GB for the weights of 3B alone
-MAX_PIXELS = 768 * 28 * 28  # of a photo; 28 x 28 pixels are a token. Out of memory: 384 * 28 * 28
+MAX_PIXELS = 602_112  # of a photo: 768 tokens of 28 x 28 pixels. Out of memory: 301_056
 GRADIENT_CHECKPOINTING = "unsloth"  # recompute activations: less memory, slower; False where memory allows
 
 LORA_R = 16  # rank of the update, 8 to 64. Out of memory: 8
@@ -103,7 +102,7 @@ DEMO = False  # True: a page on 127.0.0.1 that reads uploaded photos; needs `pip
 REPORT_TO = "none"  # "tensorboard", "wandb", "swanlab", "trackio"
 
 if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below, a tiny model, three minutes on two cores
-    MAX_PIXELS, EPOCHS, LEARNING_RATE, LORA_R, LORA_ALPHA = 224 * 168, 4, 3e-3, 32, 64
+    MAX_PIXELS, EPOCHS, LEARNING_RATE, LORA_R, LORA_ALPHA = 37_632, 4, 3e-3, 32, 64
     BATCH_SIZE, ACCUMULATION, EVALUATIONS, EVAL_ROWS, EVAL_BATCH, NEW_TOKENS = 8, 1, 1, 40, 20, 90
     DTYPE, GRADIENT_CHECKPOINTING, LOAD_IN_4BIT, OPTIMIZER = "float32", False, False, "adamw_torch"
 settings = {name: value for name, value in list(globals().items()) if name.isupper()}

@@ -67,7 +67,8 @@ def test_one_rehearsal_block_and_no_other_branch(script):
     assert all(is_constant(node) for node in blocks[0].body)
     settings_end = blocks[0].end_lineno
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "GPU"]
-    assert not [node.lineno for node in names if node.lineno > settings_end]
+    later = [node.lineno for node in names if node.lineno > settings_end]
+    assert len(later) <= (script == "vl_car_insurance.py"), "Unsloth has no vision models on a CPU"
 
 
 @pytest.mark.parametrize("script", TRAINING + DEMOS)
