@@ -7,8 +7,8 @@ Teaches a model to reason before it answers, with GRPO (Group Relative Policy Op
 
 Run:    `python grpo_r1.py`; edit the constants under Settings, or set MODEL, DATA and OUTPUT
 Needs:  a GPU with 12 GB (not measured yet); without one it rehearses on a tiny model in minutes
-Data:   {"question": "How much are 2 pens at $12?", "answer": "They cost 12*2 = $<<12*2=24>>24.\\n#### 24"}
-Data:   {"question": "How much are 2 pens at $12?", "answer": "…" with <<12*2=24>> and, as its last line, #### 24}
+Data:   {"question": "How much are 2 pens at $12?", "answer": "2 x 12 = <<2*12=24>>24, then the line #### 24"}
+Writes: OUTPUT/lora, metrics.json, report.md, reward.png
 """
 
 # %% Imports
