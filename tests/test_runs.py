@@ -107,14 +107,10 @@ def test_variants_of_lora(run_script):
     assert any("magnitude" in name for name in load_file(run.output / "lora" / "adapter_model.safetensors"))
 
 
-@pytest.mark.parametrize(
-    "raw,words", [(None, "does not exist"), ("[]", "no usable row"), ('[{"a": ]', "line 1: not JSON")]
-)
-def test_bad_data_ends_in_one_line(run_script, tmp_path, raw, words):
+def test_bad_data_ends_in_one_line(run_script, tmp_path):
     path = tmp_path / "rows.json"
-    if raw is not None:
-        path.write_text(raw)
+    path.write_text('[{"a": ]')
     run = run_script("sft_gongwen.py", environment={"DATA": str(path)})
     last = run.stderr.strip().splitlines()[-1]
-    assert run.status == 1 and last.startswith("Data: ") and str(path) in last and words in last
+    assert run.status == 1 and last.startswith(f"Data: {path}, line 1: not JSON")
     assert "Traceback" not in run.stderr
