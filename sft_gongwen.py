@@ -401,9 +401,11 @@ def fact_score(given: str, text: str) -> float | None:
 
 def score_texts(texts: list[str], ended: list[bool]) -> dict[str, list[float]]:
     """Return metric -> one value a held-out document, in their order, None where it does not apply."""
+    kinds = [split_gongwen(row["output"]).get("kind", "") for row in eval_rows]
     return {
         "format_score": [format_score(text) for text in texts],
         "term_score": [term_score(text) for text in texts],
+        "kind_as_asked": [float(kind == split_gongwen(text).get("kind")) for kind, text in zip(kinds, texts)],
         "fact_score": [fact_score(row.get("input") or "", text) for row, text in zip(eval_rows, texts)],
         "ended_by_itself": [float(end) for end in ended],
         "characters": [float(len(text)) for text in texts],
