@@ -95,7 +95,10 @@ def test_pictures_of_any_mode(svd, tmp_path):
     for mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "F"):
         values = Image.fromarray(grey)
         image = values.convert("I").convert(mode) if mode == "I;16" else values.convert(mode)
-        path = tmp_path / ("a.tif" if mode in ("PA", "CMYK", "YCbCr", "I", "F", "I;16", "HSV") else "a.png")
+        path = tmp_path / ("a.tif" if mode in ("PA", "CMYK", "I", "F", "I;16", "HSV") else "a.png")
+        path = (
+            path.with_suffix(".jpg") if mode == "YCbCr" else path
+        )  # Pillow 12 cannot read its own YCbCr TIFF
         try:
             image.save(path)
         except (OSError, KeyError):
