@@ -5,13 +5,12 @@ import json
 import math
 import operator
 import re
-import signal
 import time
 from fractions import Fraction
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, start
+from conftest import ROOT, kill_in_training
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -473,8 +472,8 @@ def test_rehearsal_improves(rehearsal):
     before, after, train = metrics["before"], metrics["after"], metrics["train"]
     assert before.keys() == after.keys() >= {"accuracy", "format_rate"}
     assert before["accuracy"] > 0.02, "the base never answers: GRPO has nothing to reward"
-    # The tiny model learns the tags, not yet to calculate: README says so beside the table.
-    assert train["reward_last_10"] - train["reward_first_10"] >= 0.2
+    # What rises is the form: the tiny model learns the tags, not yet to calculate, as README says.
+    assert train["reward_last_10"] - train["reward_first_10"] >= 0.5
 
 
 def test_rehearsal_leaves_what_it_says(rehearsal):
@@ -498,13 +497,7 @@ SMALL = {"BATCH_SIZE": 6, "MAX_STEPS": 10, "EVAL_ROWS": 4, "NEW_TOKENS": 16}
 
 def test_resumes_after_a_kill(run_script, tmp_path):
     output = tmp_path / "output"
-    process = start(SCRIPT, output, **SMALL)
-    deadline = time.time() + 300
-    while not list(output.glob("checkpoints-*/checkpoint-3/trainer_state.json")) and time.time() < deadline:
-        assert process.poll() is None, process.stderr.read()[-2000:]
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    kill_in_training(SCRIPT, output, 3, **SMALL)
     run = run_script(SCRIPT, output=output, **SMALL)
     assert run.status == 0, run.stderr[-2000:]
     assert re.search(r"Going on from .*checkpoint-\d", run.stdout)
