@@ -390,12 +390,12 @@ write_text(output / "metrics.json", json.dumps(metrics, ensure_ascii=False, inde
 panels = {"reward": ["reward"] + [f"rewards/{reward.__name__}/mean" for reward in rewards]}
 panels |= {"spread": ["reward_std", "frac_reward_zero_std"], "tokens": ["completions/mean_length"]}
 panels |= {"share that was cut": ["completions/clipped_ratio"]}
-figure = Figure(figsize=(7, 12))
+figure = Figure(figsize=(10, 12), layout="constrained")
 for axes, (label, names) in zip(figure.subplots(len(panels)), panels.items()):
     for name in names:
         axes.plot([entry["step"] for entry in history], [entry[name] for entry in history], label=name)
     axes.set(xlabel="step", ylabel=label)
-    axes.legend(fontsize="x-small")
+    axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
 figure.savefig(output / "reward.tmp.png", dpi=150, bbox_inches="tight")
 os.replace(output / "reward.tmp.png", output / "reward.png")
 
