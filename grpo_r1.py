@@ -22,6 +22,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 import time
 from fractions import Fraction
 from importlib.metadata import version
@@ -34,9 +35,9 @@ import psutil
 import torch
 from datasets import Dataset, load_dataset
 from matplotlib.figure import Figure
-from peft import set_peft_model_state_dict
+from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
@@ -80,20 +81,61 @@ VOTES = 0  # 8: also sample so many answers to each problem and take the most fr
 
 RESUME = True  # go on from the newest checkpoint of an interrupted run with the same settings
 TRAIN = True  # False: use the adapter in OUTPUT/lora as it is
+EXPORT = "lora"  # "lora", "merged_16bit" or "gguf" (llama.cpp, Ollama); the adapter is always saved
+GGUF_QUANT = "q4_k_m"  # or "q8_0", "bf16"
 REPORT_TO = "none"  # "tensorboard", "wandb", "swanlab", "trackio"
 TRY = "A ticket is $8, half for a child. What do two adults and three children pay?"  # for the last cell
 
-if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below, a tiny model, three minutes on two cores
+if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below, a tiny model, two minutes on two cores
     DATA = os.getenv("DATA", "data/sums.jsonl")  # problems that the tiny model gets right now and then
     SYSTEM = "You are a helpful assistant."  # it follows no instructions: this is what it was pretrained with
-    PROMPT_LENGTH, NEW_TOKENS, LEARNING_RATE, MAX_STEPS, LORA_ALPHA = 96, 64, 2e-3, 32, 64
+    PROMPT_LENGTH, NEW_TOKENS, LEARNING_RATE, MAX_STEPS, LORA_ALPHA = 96, 48, 5e-4, 60, 64
     BATCH_SIZE, ACCUMULATION, EVAL_ROWS, EVAL_BATCH = 48, 1, 150, 75
-    GRADIENT_CHECKPOINTING, LOAD_IN_4BIT, FAST_INFERENCE = False, False, False
-    TRY = "Tom has 7 pens and loses 3. How many pens does Tom have now?"
+    GRADIENT_CHECKPOINTING, LOAD_IN_4BIT, FAST_INFERENCE, GGUF_QUANT = False, False, False, "q8_0"
+    TRY = "What is 7 minus 3?"
 settings = {name: value for name, value in list(globals().items()) if name.isupper()}
 if NUM_GENERATIONS < 2 or BATCH_SIZE * ACCUMULATION % NUM_GENERATIONS:
     batch = f"BATCH_SIZE x ACCUMULATION = {BATCH_SIZE * ACCUMULATION}, NUM_GENERATIONS = {NUM_GENERATIONS}"
     raise SystemExit(f"Settings: {batch}; the first must be a multiple of the second, which is at least 2")
+
+
+def memory_needed(
+    model, four_bit: bool, rank: int, tokens: int, checkpointing: bool | str
+) -> dict[str, float]:
+    """Return what will fill the GPU, in GB of 1e9 bytes, for a model on the meta device and tokens in a pass.
+
+    A weight of a linear layer takes 4.127 bits in NF4 (double quantization), any other 16; one of the adapter
+    10 bytes (itself 4, gradient 4, 8-bit AdamW 2); with rank 0 every weight 4 more. Activations, of 16 bits:
+    the input of each layer, which "unsloth" keeps in RAM, and in the layer at work three vectors of the MLP's
+    inner size and four of the hidden size. The loss takes what is left, in chunks.
+    """
+    linear = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"]
+    inside = sum(layer.weight.numel() for layer in linear)
+    total = sum(weight.numel() for weight in model.parameters())
+    text = model.config.get_text_config()
+    busy = 3 * text.intermediate_size + 4 * text.hidden_size
+    kept = {"unsloth": 0, True: text.hidden_size, False: busy}[checkpointing] * text.num_hidden_layers
+    adapter = rank * sum(layer.in_features + layer.out_features for layer in linear)
+    parts = {
+        "weights": inside * (4.127 / 8 if four_bit else 2) + (total - inside) * 2,
+        "training": adapter * 10 if rank else total * 4,
+        "activations": tokens * (kept + busy) * 2,
+        "CUDA itself": 5e8,
+    }
+    return {name: size / 1e9 for name, size in parts.items()}
+
+
+try:
+    with torch.device("meta"):  # shapes only: of a model on the hub nothing but config.json is loaded yet
+        shapes = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(MODEL))
+except OSError as error:
+    raise SystemExit(f"Model: {MODEL} is no folder, not in the cache and not to be had: {error}") from None
+tokens = BATCH_SIZE * (PROMPT_LENGTH + NEW_TOKENS)
+memory = memory_needed(shapes, LOAD_IN_4BIT, LORA_R, tokens, GRADIENT_CHECKPOINTING)
+card = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else math.inf
+print(f"GPU memory: about {sum(memory.values()):.1f} GB:", *(f"{k} {v:.1f}" for k, v in memory.items()))
+if sum(memory.values()) > card:
+    print(f"The card has {card:.1f} GB: lower BATCH_SIZE, NEW_TOKENS or LORA_R, or take a smaller MODEL")
 
 
 # %% Data
@@ -313,7 +355,7 @@ class Watch(TrainerCallback):
 
 rewards = [correctness_reward_func, int_reward_func]
 rewards += [strict_format_reward_func, soft_format_reward_func, xmlcount_reward_func]
-same_run = {name: value for name, value in settings.items() if name not in ("RESUME", "TRAIN")}
+same_run = {name: value for name, value in settings.items() if name not in ("RESUME", "TRAIN", "EXPORT")}
 fingerprint = hashlib.sha256(json.dumps([same_run, usable], sort_keys=True).encode()).hexdigest()[:8]
 checkpoints = Path(OUTPUT) / f"checkpoints-{fingerprint}"  # other settings are another run
 config = GRPOConfig(
@@ -360,6 +402,45 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def export(adapter: Path, kind: str, quantization: str) -> None:
+    """Merge an adapter into its 16-bit base; for "gguf" also write a GGUF file and Ollama's Modelfile.
+
+    If the conversion fails, print the commands that do it by hand and exit with status 1; nothing is lost.
+    """
+    merged, gguf = adapter.parent / "merged_16bit", adapter.parent / "gguf"
+    source = re.sub("(-unsloth)?-bnb-4bit$", "", MODEL)  # 4-bit weights would pass their rounding errors on
+    base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, device_map="cpu")
+    PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(merged)
+    tokenizer.save_pretrained(merged)
+    print(f"Merged into {source}: {merged}")
+    if kind != "gguf":
+        return
+    gguf.mkdir(exist_ok=True)
+    name = f"model.{quantization.upper()}.gguf"
+    try:
+        from unsloth_zoo.llama_cpp import convert_to_gguf, install_llama_cpp, quantize_gguf
+
+        quantizer, converter = install_llama_cpp()
+        direct = quantization if quantization in ("bf16", "q8_0") else "bf16"  # as the converter can write
+        target, source = str(gguf / "model"), str(merged)
+        files, _ = convert_to_gguf(target, source, "bfloat16", direct, converter_location=converter)
+        if direct != quantization:
+            quantize_gguf(files[0], str(gguf / name), quantization, quantizer_location=quantizer)
+            Path(files[0]).unlink()
+    except Exception as error:
+        print(f"GGUF failed ({error}). {merged} is complete; by hand, in a clone of llama.cpp:")
+        print(f"  python convert_hf_to_gguf.py {merged} --outfile {gguf}/bf16.gguf --outtype bf16")
+        print(f"  llama-quantize {gguf}/bf16.gguf {gguf}/{name} {quantization}")
+        sys.exit(1)
+    turns = "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}"
+    stops = "".join(
+        f'PARAMETER stop "{token}"\n' for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+    )
+    rest = f'SYSTEM """{SYSTEM}"""\n{stops}PARAMETER temperature 0.7\nPARAMETER top_p 0.8\n'
+    write_text(gguf / "Modelfile", f'FROM ./{name}\nTEMPLATE """{turns}<|im_start|>assistant\n"""\n{rest}')
+    print(f"ollama create {adapter.parent.name} -f {gguf}/Modelfile && ollama run {adapter.parent.name}")
 
 
 output, saving = Path(OUTPUT), Path(OUTPUT) / "lora.tmp"
@@ -412,6 +493,8 @@ report += f"\n## Run\n\n```json\n{json.dumps(metrics['train'] | metrics['version
 write_text(output / "report.md", report)
 shutil.rmtree(checkpoints, ignore_errors=True)  # the run is complete: the next one starts afresh
 print(f"Saved in {OUTPUT}: lora, metrics.json, report.md, reward.png")
+if EXPORT != "lora":
+    export(adapter, EXPORT, GGUF_QUANT)
 
 # %% Try it
 texts, _ = generate([to_prompt({"question": TRY, "answer": ""})["prompt"]])

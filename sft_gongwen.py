@@ -45,7 +45,13 @@ from docx.shared import Mm, Pt
 from peft import PeftModel, set_peft_model_state_dict
 from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, EarlyStoppingCallback, TrainerCallback
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    EarlyStoppingCallback,
+    TrainerCallback,
+)
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
@@ -100,6 +106,44 @@ if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below, a tiny mod
     BATCH_SIZE, ACCUMULATION, EVALUATIONS, EVAL_ROWS, EVAL_BATCH = 2, 1, 1, 24, 24
     GRADIENT_CHECKPOINTING, LOAD_IN_4BIT, GGUF_QUANT = False, False, "q8_0"  # NF4 is slow on most CPUs
 settings = {name: value for name, value in list(globals().items()) if name.isupper()}
+
+
+def memory_needed(
+    model, four_bit: bool, rank: int, tokens: int, checkpointing: bool | str
+) -> dict[str, float]:
+    """Return what will fill the GPU, in GB of 1e9 bytes, for a model on the meta device and tokens in a pass.
+
+    A weight of a linear layer takes 4.127 bits in NF4 (double quantization), any other 16; one of the adapter
+    10 bytes (itself 4, gradient 4, 8-bit AdamW 2); with rank 0 every weight 4 more. Activations, of 16 bits:
+    the input of each layer, which "unsloth" keeps in RAM, and in the layer at work three vectors of the MLP's
+    inner size and four of the hidden size. The loss takes what is left, in chunks.
+    """
+    linear = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"]
+    inside = sum(layer.weight.numel() for layer in linear)
+    total = sum(weight.numel() for weight in model.parameters())
+    text = model.config.get_text_config()
+    busy = 3 * text.intermediate_size + 4 * text.hidden_size
+    kept = {"unsloth": 0, True: text.hidden_size, False: busy}[checkpointing] * text.num_hidden_layers
+    adapter = rank * sum(layer.in_features + layer.out_features for layer in linear)
+    parts = {
+        "weights": inside * (4.127 / 8 if four_bit else 2) + (total - inside) * 2,
+        "training": adapter * 10 if rank else total * 4,
+        "activations": tokens * (kept + busy) * 2,
+        "CUDA itself": 5e8,
+    }
+    return {name: size / 1e9 for name, size in parts.items()}
+
+
+try:
+    with torch.device("meta"):  # shapes only: of a model on the hub nothing but config.json is loaded yet
+        shapes = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(MODEL))
+except OSError as error:
+    raise SystemExit(f"Model: {MODEL} is no folder, not in the cache and not to be had: {error}") from None
+memory = memory_needed(shapes, LOAD_IN_4BIT, LORA_R, BATCH_SIZE * MAX_LENGTH, GRADIENT_CHECKPOINTING)
+card = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else math.inf
+print(f"GPU memory: about {sum(memory.values()):.1f} GB:", *(f"{k} {v:.1f}" for k, v in memory.items()))
+if sum(memory.values()) > card:
+    print(f"The card has {card:.1f} GB: lower BATCH_SIZE, MAX_LENGTH or LORA_R, or take a smaller MODEL")
 
 
 # %% Data
@@ -501,24 +545,15 @@ def save_docx(text: str, path: str) -> None:
 
 # %% Model
 model, tokenizer = FastLanguageModel.from_pretrained(
-    MODEL,
-    max_seq_length=MAX_LENGTH,
-    dtype=getattr(torch, DTYPE or "", None),
-    load_in_4bit=LOAD_IN_4BIT,
+    MODEL, max_seq_length=MAX_LENGTH, dtype=getattr(torch, DTYPE or "", None), load_in_4bit=LOAD_IN_4BIT,
     use_gradient_checkpointing=GRADIENT_CHECKPOINTING,
-)
+)  # fmt: skip
 model = FastLanguageModel.get_peft_model(
-    model,
-    r=LORA_R,
-    lora_alpha=LORA_ALPHA,
+    model, r=LORA_R, lora_alpha=LORA_ALPHA,
     lora_dropout=0,  # any other value turns Unsloth's fused kernels off
-    bias="none",
-    target_modules=TARGETS,
-    use_rslora=USE_RSLORA,
-    use_dora=USE_DORA,
-    use_gradient_checkpointing=GRADIENT_CHECKPOINTING,
-    random_state=SEED,
-)
+    bias="none", target_modules=TARGETS, use_rslora=USE_RSLORA, use_dora=USE_DORA,
+    use_gradient_checkpointing=GRADIENT_CHECKPOINTING, random_state=SEED,
+)  # fmt: skip
 trainable, total = model.get_nb_trainable_parameters()
 print(f"{trainable:,} of {total:,} parameters are trained ({trainable / total:.2%})")
 
@@ -570,44 +605,23 @@ if LORA_PLUS:
     plus = {"lr": LEARNING_RATE, "loraplus_lr_ratio": LORA_PLUS}
     optimizer = create_loraplus_optimizer(model, torch.optim.AdamW, **plus)
 trainer = SFTTrainer(
-    model=model,
-    processing_class=tokenizer,
-    train_dataset=train_dataset,
-    eval_dataset=eval_dataset,
-    callbacks=[StopOnNaN(), EarlyStoppingCallback(PATIENCE)],
-    optimizers=(optimizer, None),
+    model=model, processing_class=tokenizer, train_dataset=train_dataset, eval_dataset=eval_dataset,
+    callbacks=[StopOnNaN(), EarlyStoppingCallback(PATIENCE)], optimizers=(optimizer, None),
     args=SFTConfig(
-        output_dir=str(checkpoints),
-        max_length=MAX_LENGTH,
-        packing=False,
+        output_dir=str(checkpoints), max_length=MAX_LENGTH, packing=False,
         per_device_train_batch_size=BATCH_SIZE,
         per_device_eval_batch_size=1,  # the logits of one row fit wherever training does
-        prediction_loss_only=True,
-        gradient_accumulation_steps=ACCUMULATION,
-        num_train_epochs=EPOCHS,
-        max_steps=MAX_STEPS,
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(WARMUP * steps),
-        weight_decay=0.01,
-        max_grad_norm=1.0,
-        optim=OPTIMIZER,
-        bf16=model.dtype == torch.bfloat16,
-        fp16=model.dtype == torch.float16,
-        logging_steps=max(1, steps // 50),
-        eval_strategy="steps",
-        eval_steps=max(1, steps // EVALUATIONS),
-        save_strategy="steps",
-        save_steps=max(1, steps // EVALUATIONS),
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
+        prediction_loss_only=True, gradient_accumulation_steps=ACCUMULATION, num_train_epochs=EPOCHS,
+        max_steps=MAX_STEPS, learning_rate=LEARNING_RATE, lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(WARMUP * steps), weight_decay=0.01, max_grad_norm=1.0, optim=OPTIMIZER,
+        bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16,
+        logging_steps=max(1, steps // 50), eval_strategy="steps", eval_steps=max(1, steps // EVALUATIONS),
+        save_strategy="steps", save_steps=max(1, steps // EVALUATIONS), save_total_limit=2,
+        load_best_model_at_end=True, metric_for_best_model="eval_loss",
         dataset_num_proc=None,  # a flat script must not be started again by a worker
-        seed=SEED,
-        data_seed=SEED,
-        report_to=REPORT_TO,
+        seed=SEED, data_seed=SEED, report_to=REPORT_TO,
     ),
-)
+)  # fmt: skip
 labels = trainer.data_collator([trainer.train_dataset[0]])["labels"]
 if not (labels != -100).any():
     raise SystemExit("Every label is masked, nothing is left to train on: is MODEL's chat template ChatML?")
@@ -697,26 +711,20 @@ shutil.rmtree(adapter, ignore_errors=True)
 saving.rename(adapter)
 
 packages = ("unsloth", "unsloth_zoo", "trl", "torch", "transformers", "peft", "datasets", "bitsandbytes")
+peak = torch.cuda.max_memory_reserved() or psutil.Process().memory_info().rss
 metrics = {
-    "scenario": "gongwen",
-    "model": MODEL,
-    "device": DEVICE,
+    "scenario": "gongwen", "model": MODEL, "device": DEVICE,
     "before": {name: round(mean_and_interval(values)[0], 6) for name, values in before.items()},
     "after": {name: round(mean_and_interval(values)[0], 6) for name, values in after.items()},
     "train": {
-        "seconds": round(seconds, 1),
-        "steps": done,
-        "tokens_per_second": round(tokens / seconds, 1),
+        "seconds": round(seconds, 1), "steps": done, "tokens_per_second": round(tokens / seconds, 1),
         "generated_tokens_per_second": round(speed, 1),
-        "peak_memory_gb": round(
-            (torch.cuda.max_memory_reserved() or psutil.Process().memory_info().rss) / 2**30, 2
-        ),
-        "trainable_parameters": trainable,
+        "peak_memory_gb": round(peak / 2**30, 2), "trainable_parameters": trainable,
         "total_parameters": total,
     },
     "settings": settings,
     "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-}
+}  # fmt: skip
 write_text(output / "metrics.json", json.dumps(metrics, ensure_ascii=False, indent=2))
 
 figure, axes = plt.subplots(figsize=(7, 4))

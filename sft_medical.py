@@ -49,6 +49,7 @@ from safetensors.torch import load_file
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     EarlyStoppingCallback,
@@ -122,6 +123,49 @@ if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below, a tiny mod
     EVALUATIONS, VAL_ROWS, EVAL_ROWS, RED_ROWS, EVAL_BATCH = 1, 24, 40, 12, 52
     GRADIENT_CHECKPOINTING, GGUF_QUANT = False, "q8_0"
 settings = {name: value for name, value in list(globals().items()) if name.isupper()}
+
+
+def memory_needed(
+    model, four_bit: bool, rank: int, tokens: int, checkpointing: bool | str
+) -> dict[str, float]:
+    """Return what will fill the GPU, in GB of 1e9 bytes, for a model on the meta device and tokens in a pass.
+
+    A weight of a linear layer takes 4.127 bits in NF4 (double quantization), any other 16; one of the adapter
+    10 bytes (itself 4, gradient 4, 8-bit AdamW 2); with rank 0 every weight 4 more. Activations, of 16 bits:
+    the input of each layer, which "unsloth" keeps in RAM, and in the layer at work three vectors of the MLP's
+    inner size and four of the hidden size. The loss takes what is left, in chunks.
+    """
+    linear = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"]
+    inside = sum(layer.weight.numel() for layer in linear)
+    total = sum(weight.numel() for weight in model.parameters())
+    text = model.config.get_text_config()
+    busy = 3 * text.intermediate_size + 4 * text.hidden_size
+    kept = {"unsloth": 0, True: text.hidden_size, False: busy}[checkpointing] * text.num_hidden_layers
+    adapter = rank * sum(layer.in_features + layer.out_features for layer in linear)
+    parts = {
+        "weights": inside * (4.127 / 8 if four_bit else 2) + (total - inside) * 2,
+        "training": adapter * 10 if rank else total * 4,
+        "activations": tokens * (kept + busy) * 2,
+        "CUDA itself": 5e8,
+    }
+    return {name: size / 1e9 for name, size in parts.items()}
+
+
+try:
+    with torch.device("meta"):  # shapes only: of a model on the hub nothing but config.json is loaded yet
+        shapes = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(MODEL))
+except OSError as error:
+    raise SystemExit(f"Model: {MODEL} is no folder, not in the cache and not to be had: {error}") from None
+card = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else math.inf
+for method in dict.fromkeys(method for method, _ in RUNS):
+    rank = 0 if method == "full" else LORA_R
+    memory = memory_needed(shapes, method == "qlora", rank, BATCH_SIZE * MAX_LENGTH, GRADIENT_CHECKPOINTING)
+    print(
+        f"GPU memory, {method}: about {sum(memory.values()):.1f} GB:",
+        *(f"{k} {v:.1f}" for k, v in memory.items()),
+    )
+    if sum(memory.values()) > card:
+        print(f"The card has {card:.1f} GB: lower BATCH_SIZE, MAX_LENGTH or LORA_R, or take a smaller MODEL")
 
 
 # %% Data
@@ -625,25 +669,16 @@ def mean_and_interval(values: list[float | None]) -> tuple[float, float, float]:
 def load_model(method: str):
     """Return model and tokenizer: 4-bit weights with an adapter, 16-bit with an adapter, or 16-bit alone."""
     model, tokenizer = FastLanguageModel.from_pretrained(
-        MODEL if method == "qlora" else re.sub("(-unsloth)?-bnb-4bit$", "", MODEL),
-        max_seq_length=MAX_LENGTH,
-        dtype=getattr(torch, DTYPE or "", None),
-        load_in_4bit=method == "qlora",
-        full_finetuning=method == "full",
-        use_gradient_checkpointing=GRADIENT_CHECKPOINTING,
-    )
+        MODEL if method == "qlora" else re.sub("(-unsloth)?-bnb-4bit$", "", MODEL), max_seq_length=MAX_LENGTH,
+        dtype=getattr(torch, DTYPE or "", None), load_in_4bit=method == "qlora",
+        full_finetuning=method == "full", use_gradient_checkpointing=GRADIENT_CHECKPOINTING,
+    )  # fmt: skip
     if method == "full":
         return model, tokenizer
     model = FastLanguageModel.get_peft_model(
-        model,
-        r=LORA_R,
-        lora_alpha=LORA_ALPHA,
-        lora_dropout=LORA_DROPOUT,
-        bias="none",
-        target_modules=TARGETS,
-        use_gradient_checkpointing=GRADIENT_CHECKPOINTING,
-        random_state=SEED,
-    )
+        model, r=LORA_R, lora_alpha=LORA_ALPHA, lora_dropout=LORA_DROPOUT, bias="none",
+        target_modules=TARGETS, use_gradient_checkpointing=GRADIENT_CHECKPOINTING, random_state=SEED,
+    )  # fmt: skip
     return model, tokenizer
 
 
@@ -751,43 +786,27 @@ for method, size in RUNS if TRAIN else RUNS[-1:]:
         model, tokenizer = load_model(loaded := method)
     steps = EQUAL_STEPS or math.ceil(len(subset) / (BATCH_SIZE * ACCUMULATION)) * EPOCHS
     trainer = SFTTrainer(
-        model=model,
-        processing_class=tokenizer,
+        model=model, processing_class=tokenizer,
         train_dataset=Dataset.from_list([to_prompt_completion(row) for row in subset]),
         eval_dataset={"val": val_dataset, "test": test_dataset},
         callbacks=[StopOnNaN(), EarlyStoppingCallback(PATIENCE)],
         args=SFTConfig(
-            output_dir=str(checkpoints),
-            max_length=MAX_LENGTH,
-            packing=False,
+            output_dir=str(checkpoints), max_length=MAX_LENGTH, packing=False,
             per_device_train_batch_size=BATCH_SIZE,
             per_device_eval_batch_size=1,  # the logits of one row fit wherever training does
-            prediction_loss_only=True,
-            gradient_accumulation_steps=ACCUMULATION,
-            num_train_epochs=EPOCHS,
+            prediction_loss_only=True, gradient_accumulation_steps=ACCUMULATION, num_train_epochs=EPOCHS,
             max_steps=EQUAL_STEPS or -1,
             learning_rate=FULL_LEARNING_RATE if method == "full" else LEARNING_RATE,
-            lr_scheduler_type="cosine",
-            warmup_steps=math.ceil(WARMUP * steps),
-            weight_decay=0.01,
-            max_grad_norm=1.0,
-            optim=OPTIMIZER,
-            bf16=model.dtype == torch.bfloat16,
-            fp16=model.dtype == torch.float16,
-            logging_steps=max(1, steps // 50),
-            eval_strategy="steps",
-            eval_steps=max(1, steps // EVALUATIONS),
-            save_strategy="steps",
-            save_steps=max(1, steps // EVALUATIONS),
-            save_total_limit=2,
-            load_best_model_at_end=True,
+            lr_scheduler_type="cosine", warmup_steps=math.ceil(WARMUP * steps), weight_decay=0.01,
+            max_grad_norm=1.0, optim=OPTIMIZER, bf16=model.dtype == torch.bfloat16,
+            fp16=model.dtype == torch.float16, logging_steps=max(1, steps // 50), eval_strategy="steps",
+            eval_steps=max(1, steps // EVALUATIONS), save_strategy="steps",
+            save_steps=max(1, steps // EVALUATIONS), save_total_limit=2, load_best_model_at_end=True,
             metric_for_best_model="eval_loss",
             dataset_num_proc=None,  # a flat script must not be started again by a worker
-            seed=SEED,
-            data_seed=SEED,
-            report_to=REPORT_TO,
+            seed=SEED, data_seed=SEED, report_to=REPORT_TO,
         ),
-    )
+    )  # fmt: skip
     prepared = trainer.eval_dataset
     trainer.eval_dataset = prepared["val"]  # test has no say in which checkpoint is best
     labels = trainer.data_collator([trainer.train_dataset[0]])["labels"]
@@ -882,25 +901,20 @@ def export(adapter: Path, kind: str, quantization: str) -> None:
 
 output = Path(OUTPUT)
 packages = ("unsloth", "unsloth_zoo", "trl", "torch", "transformers", "peft", "datasets", "bitsandbytes")
+peak = torch.cuda.max_memory_reserved() or psutil.Process().memory_info().rss
 metrics = {
-    "scenario": "medical",
-    "model": MODEL,
-    "device": DEVICE,
+    "scenario": "medical", "model": MODEL, "device": DEVICE,
     "before": {name: round(mean_and_interval(values)[0], 6) for name, values in before.items()},
     "after": {name: round(mean_and_interval(values)[0], 6) for name, values in after.items()},
     "train": {
-        "seconds": round(seconds, 1),
-        "steps": done,
-        "tokens_per_second": round(tokens / seconds, 1),
-        "peak_memory_gb": round(
-            (torch.cuda.max_memory_reserved() or psutil.Process().memory_info().rss) / 2**30, 2
-        ),
+        "seconds": round(seconds, 1), "steps": done, "tokens_per_second": round(tokens / seconds, 1),
+        "peak_memory_gb": round(peak / 2**30, 2),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "total_parameters": total,
     },
     "settings": settings,
     "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-}
+}  # fmt: skip
 write_text(output / "metrics.json", json.dumps(metrics, ensure_ascii=False, indent=2))
 write_text(
     output / "splits.json",

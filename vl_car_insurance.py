@@ -40,11 +40,12 @@ import torch
 from datasets import Dataset, Features, Image, List, Value
 from openpyxl import Workbook, load_workbook
 from openpyxl.drawing.image import Image as Pasted
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from PIL import Image as Photo
 from PIL import ImageOps
 from safetensors.torch import load_file
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     EarlyStoppingCallback,
@@ -98,6 +99,7 @@ LEAST_ROWS = 16  # fewer usable rows are not worth a run
 
 RESUME = True  # go on from the newest checkpoint of an interrupted run with the same settings
 TRAIN = True  # False: use the adapter in OUTPUT/lora as it is
+EXPORT = "lora"  # or "merged_16bit", for vLLM and transformers; the adapter is always saved
 DEMO = False  # True: a page on 127.0.0.1 that reads uploaded photos
 REPORT_TO = "none"  # "tensorboard", "wandb", "swanlab", "trackio"
 
@@ -106,6 +108,46 @@ if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below, a tiny mod
     BATCH_SIZE, ACCUMULATION, EVALUATIONS, EVAL_ROWS, EVAL_BATCH, NEW_TOKENS = 8, 1, 1, 40, 20, 90
     DTYPE, GRADIENT_CHECKPOINTING, LOAD_IN_4BIT, OPTIMIZER = "float32", False, False, "adamw_torch"
 settings = {name: value for name, value in list(globals().items()) if name.isupper()}
+
+
+def memory_needed(
+    model, four_bit: bool, rank: int, tokens: int, checkpointing: bool | str
+) -> dict[str, float]:
+    """Return what will fill the GPU, in GB of 1e9 bytes, for a model on the meta device and tokens in a pass.
+
+    A weight of a linear layer takes 4.127 bits in NF4 (double quantization), any other 16; one of the adapter
+    10 bytes (itself 4, gradient 4, 8-bit AdamW 2); with rank 0 every weight 4 more. Activations, of 16 bits:
+    the input of each layer, which "unsloth" keeps in RAM, and in the layer at work three vectors of the MLP's
+    inner size and four of the hidden size. The loss takes what is left, in chunks.
+    """
+    linear = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"]
+    inside = sum(layer.weight.numel() for layer in linear)
+    total = sum(weight.numel() for weight in model.parameters())
+    text = model.config.get_text_config()
+    busy = 3 * text.intermediate_size + 4 * text.hidden_size
+    kept = {"unsloth": 0, True: text.hidden_size, False: busy}[checkpointing] * text.num_hidden_layers
+    adapter = rank * sum(layer.in_features + layer.out_features for layer in linear)
+    parts = {
+        "weights": inside * (4.127 / 8 if four_bit else 2) + (total - inside) * 2,
+        "training": adapter * 10 if rank else total * 4,
+        "activations": tokens * (kept + busy) * 2,
+        "CUDA itself": 5e8,
+    }
+    return {name: size / 1e9 for name, size in parts.items()}
+
+
+try:
+    with torch.device("meta"):  # shapes only: of a model on the hub nothing but config.json is loaded yet
+        shapes = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(MODEL))
+except OSError as error:
+    raise SystemExit(f"Model: {MODEL} is no folder, not in the cache and not to be had: {error}") from None
+side = shapes.config.vision_config.patch_size * shapes.config.vision_config.spatial_merge_size
+tokens = BATCH_SIZE * (MAX_PIXELS // side**2 + 2 * NEW_TOKENS)
+memory = memory_needed(shapes, LOAD_IN_4BIT, LORA_R, tokens, GRADIENT_CHECKPOINTING)
+card = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else math.inf
+print(f"GPU memory: about {sum(memory.values()):.1f} GB:", *(f"{k} {v:.1f}" for k, v in memory.items()))
+if sum(memory.values()) > card:
+    print(f"The card has {card:.1f} GB: lower BATCH_SIZE, MAX_PIXELS or LORA_R, or take a smaller MODEL")
 
 # %% Data
 COLUMNS = {
@@ -400,24 +442,15 @@ def sentence(answer: dict) -> str:
 # %% Model
 if GPU:
     model, processor = FastVisionModel.from_pretrained(
-        MODEL,
-        dtype=DTYPE and getattr(torch, DTYPE),  # FastVisionModel takes no name
-        load_in_4bit=LOAD_IN_4BIT,
-        use_gradient_checkpointing=GRADIENT_CHECKPOINTING,
-    )
+        MODEL, dtype=DTYPE and getattr(torch, DTYPE),  # FastVisionModel takes no name
+        load_in_4bit=LOAD_IN_4BIT, use_gradient_checkpointing=GRADIENT_CHECKPOINTING,
+    )  # fmt: skip
     model = FastVisionModel.get_peft_model(
-        model,
-        r=LORA_R,
-        lora_alpha=LORA_ALPHA,
-        lora_dropout=0,
-        bias="none",
-        finetune_vision_layers=FINETUNE_VISION_LAYERS,
-        finetune_language_layers=FINETUNE_LANGUAGE_LAYERS,
-        finetune_attention_modules=FINETUNE_ATTENTION_MODULES,
-        finetune_mlp_modules=FINETUNE_MLP_MODULES,
-        use_gradient_checkpointing=GRADIENT_CHECKPOINTING,
-        random_state=SEED,
-    )
+        model, r=LORA_R, lora_alpha=LORA_ALPHA, lora_dropout=0, bias="none",
+        finetune_vision_layers=FINETUNE_VISION_LAYERS, finetune_language_layers=FINETUNE_LANGUAGE_LAYERS,
+        finetune_attention_modules=FINETUNE_ATTENTION_MODULES, finetune_mlp_modules=FINETUNE_MLP_MODULES,
+        use_gradient_checkpointing=GRADIENT_CHECKPOINTING, random_state=SEED,
+    )  # fmt: skip
     never = 10**6  # tokens: a row that is cut loses image tokens; MAX_PIXELS keeps rows short
     collator = UnslothVisionDataCollator(model, processor, never, resize="max", completion_only_loss=True)
 else:  # Unsloth's CPU backend has no vision models: the same adapter by PEFT, and TRL's own collator
@@ -477,54 +510,34 @@ class StopOnNaN(TrainerCallback):
             raise SystemExit(f"{where}: halve LEARNING_RATE, or set DTYPE = 'float32'")
 
 
-same_run = {name: value for name, value in settings.items() if name not in ("RESUME", "TRAIN", "DEMO")}
+same_run = {
+    name: value for name, value in settings.items() if name not in ("RESUME", "TRAIN", "EXPORT", "DEMO")
+}
 content = hashlib.sha256(b"".join(raw for row in train_rows for raw in row["images"])).hexdigest()
 answers = [[row["prompt"], row["answer"]] for row in train_rows]
 fingerprint = hashlib.sha256(json.dumps([same_run, content, answers]).encode()).hexdigest()[:8]
 checkpoints = Path(OUTPUT) / f"checkpoints-{fingerprint}"  # other settings are another run
 steps = MAX_STEPS if MAX_STEPS > 0 else math.ceil(len(train_rows) / (BATCH_SIZE * ACCUMULATION)) * EPOCHS
 trainer = SFTTrainer(
-    model=model,
-    processing_class=processor,
-    data_collator=collator,
-    train_dataset=train_dataset,
-    eval_dataset=eval_dataset,
-    callbacks=[StopOnNaN(), EarlyStoppingCallback(PATIENCE)],
+    model=model, processing_class=processor, data_collator=collator, train_dataset=train_dataset,
+    eval_dataset=eval_dataset, callbacks=[StopOnNaN(), EarlyStoppingCallback(PATIENCE)],
     args=SFTConfig(
         output_dir=str(checkpoints),
         max_length=None,  # never cut: a row that loses image tokens cannot be trained on
-        packing=False,
-        remove_unused_columns=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        include_num_input_tokens_seen="all",
-        per_device_train_batch_size=BATCH_SIZE,
+        packing=False, remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True},
+        include_num_input_tokens_seen="all", per_device_train_batch_size=BATCH_SIZE,
         per_device_eval_batch_size=1,  # the logits of one row fit wherever training does
-        prediction_loss_only=True,
-        gradient_accumulation_steps=ACCUMULATION,
-        num_train_epochs=EPOCHS,
-        max_steps=MAX_STEPS,
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(WARMUP * steps),
-        weight_decay=0.01,
-        max_grad_norm=1.0,
-        optim=OPTIMIZER,
-        bf16=model.dtype == torch.bfloat16,
-        fp16=model.dtype == torch.float16,
-        logging_steps=max(1, steps // 50),
-        eval_strategy="steps",
-        eval_steps=max(1, steps // EVALUATIONS),
-        save_strategy="steps",
-        save_steps=max(1, steps // EVALUATIONS),
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
+        prediction_loss_only=True, gradient_accumulation_steps=ACCUMULATION, num_train_epochs=EPOCHS,
+        max_steps=MAX_STEPS, learning_rate=LEARNING_RATE, lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(WARMUP * steps), weight_decay=0.01, max_grad_norm=1.0, optim=OPTIMIZER,
+        bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16,
+        logging_steps=max(1, steps // 50), eval_strategy="steps", eval_steps=max(1, steps // EVALUATIONS),
+        save_strategy="steps", save_steps=max(1, steps // EVALUATIONS), save_total_limit=2,
+        load_best_model_at_end=True, metric_for_best_model="eval_loss",
         dataset_num_proc=None,  # a flat script must not be started again by a worker
-        seed=SEED,
-        data_seed=SEED,
-        report_to=REPORT_TO,
+        seed=SEED, data_seed=SEED, report_to=REPORT_TO,
     ),
-)
+)  # fmt: skip
 batch = trainer.data_collator([trainer.train_dataset[0]])
 ids, trained = batch["input_ids"][0], batch["labels"][0] != -100
 if not trained.any():
@@ -620,25 +633,19 @@ shutil.rmtree(adapter, ignore_errors=True)
 saving.rename(adapter)
 
 packages = ("unsloth", "unsloth_zoo", "trl", "torch", "transformers", "peft", "datasets", "bitsandbytes")
+peak = torch.cuda.max_memory_reserved() or psutil.Process().memory_info().rss
 metrics = {
-    "scenario": "car_insurance",
-    "model": MODEL,
-    "device": DEVICE,
+    "scenario": "car_insurance", "model": MODEL, "device": DEVICE,
     "before": {name: round(mean_and_interval(before[name])[0], 6) for name in names},
     "after": {name: round(mean_and_interval(after[name])[0], 6) for name in names},
     "train": {
-        "seconds": round(seconds, 1),
-        "steps": done,
-        "tokens_per_second": round(tokens / seconds, 1),
-        "peak_memory_gb": round(
-            (torch.cuda.max_memory_reserved() or psutil.Process().memory_info().rss) / 2**30, 2
-        ),
-        "trainable_parameters": trainable,
+        "seconds": round(seconds, 1), "steps": done, "tokens_per_second": round(tokens / seconds, 1),
+        "peak_memory_gb": round(peak / 2**30, 2), "trainable_parameters": trainable,
         "total_parameters": total,
     },
     "settings": settings,
     "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-}
+}  # fmt: skip
 write_text(output / "metrics.json", json.dumps(metrics, ensure_ascii=False, indent=2))
 
 figure, axes = plt.subplots(figsize=(7, 4))
@@ -672,6 +679,12 @@ report += f"\n## Run\n\n```json\n{json.dumps(metrics['train'] | metrics['version
 write_text(output / "report.md", report)
 shutil.rmtree(checkpoints, ignore_errors=True)  # the run is complete: the next one starts afresh
 print(f"Saved in {OUTPUT}: lora, metrics.json, report.md, loss.png, contact_sheet.png, predictions.xlsx")
+if EXPORT == "merged_16bit":
+    source = re.sub("(-unsloth)?-bnb-4bit$", "", MODEL)  # 4-bit weights would pass their rounding errors on
+    base = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.bfloat16, device_map="cpu")
+    PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(output / EXPORT)
+    processor.save_pretrained(output / EXPORT)
+    print(f"Merged into {source}: {output / EXPORT}")
 
 
 # %% Try it

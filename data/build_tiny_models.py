@@ -4,13 +4,14 @@
 
 Trains, from this repo's own text and nothing else, the model that the scripts use where no real one is loaded:
 
-- `data/tiny-qwen2.5/`: Qwen2 architecture, hidden size 192, 6 layers, byte-level BPE with 6,144 tokens, ChatML.
+- `data/tiny-qwen2.5/`: Qwen2 architecture, hidden size 192, 6 layers, byte-level BPE with 6,144 tokens, ChatML;
+- `data/sums.jsonl`: the problems of grpo_r1.py's rehearsal, which no exercise of the pretraining asks.
 
 Run:    `uv run data/build_tiny_models.py` (29 minutes on one core; 17 on two, going by its first 100 steps)
 Data:   `data/corpus/*.txt` (paragraphs, and `Q:` / `A:` pairs that become chat turns), loose sentences from the
         training topics of `data/gongwen.json`, and generated exercises (sums, dates, copying). No row that a
         script is scored on, and no text in the form of an official document.
-Writes: `data/tiny-qwen2.5/` (safetensors, tokenizer, config)
+Writes: `data/tiny-qwen2.5/` (safetensors, tokenizer, config), `data/sums.jsonl`
 
 The result knows common words and the shape of a chat turn. It is not a useful model and is not meant to be one.
 """
@@ -34,9 +35,12 @@ VOCAB_SIZE = 6144  # 49k would make every step four times slower
 HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE = 192, 6, 3, 1, 512  # multiples of 64: NF4 packs blocks of 64
 SEQUENCE = 256  # tokens in a packed row
 BATCH = 8  # rows in a step
-STEPS = 1500  # about six passes over the text
+STEPS = 1800  # about six passes over the text
 LEARNING_RATE = 2e-3  # peak; cosine to a tenth after 50 warm-up steps
-EXERCISES = 1500  # generated exercises of a kind, of which each pass takes an eighth
+EXERCISES = (
+    1500  # generated exercises of a kind (twelve times as many sums); each pass takes an eighth of all
+)
+PROBLEMS = 500  # of sums.jsonl
 SEED = 3407
 HELD_OUT = "传染病防控 卫生信息化 爱国卫生 合理用药 医联体建设".split()  # topics sft_gongwen.py is scored on
 
@@ -45,6 +49,10 @@ SPECIAL = """<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object
 <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>""".split()
 SPLIT = (  # Qwen2.5's pre-tokenizer: every digit is a token of its own
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+FORMS = (  # what shall be few tokens: tags, JSON, the punctuation of official documents
+    "<think>\n</think>\n<reasoning>\n</reasoning>\n<answer>\n</answer>\n〔2024〕 《》 （一）（二） ：、；“”\n"
+    '{"名称": "苹果", "数量": 12, "标签": ["红", "蓝"], "颜色": []}\n'
 )
 CHAT_TEMPLATE = (
     "{%- if messages[0].role != 'system' %}{{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{%- endif %}"
@@ -56,68 +64,74 @@ CHAT_TEMPLATE = (
 
 
 # %% Data
-def sums(count: int, rng: random.Random) -> list[str]:
-    """Return sums and one-step word problems with small numbers, as prose and as Q/A pairs in two languages."""
-    things = ["苹果", "铅笔", "本子", "鸡蛋", "口罩", "座位", "盒药", "张票"]
-    names = ["小明", "小红", "李老师", "王医生", "Tom", "Anna"]
-    rows = []
-    for _ in range(count):
-        a, b = rng.randint(1, 50), rng.randint(1, 50)
-        a, b = max(a, b), min(a, b)
-        thing, name, small = rng.choice(things), rng.choice(names), rng.randint(2, 9)
-        rows.append(
-            rng.choice(
-                [
-                    f"{a}加{b}等于{a + b}，{a}减{b}等于{a - b}。",
-                    f"Q: {a} + {b} = ?\nA: {a} + {b} = {a + b}",
-                    f"Q: {a} - {b} = ?\nA: {a} - {b} = {a - b}",
-                    f"Q: {small} × {b} = ?\nA: {small} × {b} = {small * b}",
-                    f"Q: {name}有{a}个{thing}，又拿来{b}个，一共有多少个？\nA: {a} + {b} = {a + b}，一共有{a + b}个。",
-                    f"Q: {name}有{a}个{thing}，用去{b}个，还剩多少个？\nA: {a} - {b} = {a - b}，还剩{a - b}个。",
-                    f"Q: A box holds {b} pens. How many pens are in {small} boxes?\nA: {small} × {b} = {small * b}, so {small * b} pens.",
-                    f"Q: {name} has {a} coins and gives away {b}. How many are left?\nA: {a} - {b} = {a - b}, so {a - b} are left.",
-                ]
-            )
-        )
-    return rows
+def sum_of_small_numbers(rng: random.Random) -> tuple[str, list[str], bool]:
+    """Return a question after one sum or two, its steps ("4 + 3 = 7") and whether it belongs to the rehearsal.
 
-
-def reasoning_sums(count: int, rng: random.Random) -> list[str]:
-    """Return word problems with one-digit numbers whose answers are often, not always, tagged and right.
-
-    The raw material of grpo_r1.py's rehearsal: a base that answers in <reasoning> and <answer> tags now and then,
-    sometimes on one line or unclosed, and that adds in half of the stories where it must subtract. The rehearsal
-    asks about pairs of a name and a thing that never occur together here: the sum of their places is odd.
+    grpo_r1.py is asked, in its rehearsal, only what no exercise of the pretraining asks: the numbers and the place of
+    the wording add up to an even number there and to an odd one here.
     """
-    names = ["Tom", "Anna", "Ben", "Lily", "Max", "Nora"]
-    things = ["apples", "pens", "coins", "eggs", "cards", "books"]
-    rows = []
-    for _ in range(count):
-        place, a, c = rng.randrange(6), rng.randint(2, 6), rng.randint(1, 3)
-        b = rng.randint(1, min(a, 4))  # few facts, so that the tiny model learns them
-        name, thing = names[place], things[rng.randrange(place % 2, 6, 2)]
-        kind = rng.choice(["gain", "loss", "both"])
-        story = {"gain": f"gets {b} more", "loss": f"loses {b}", "both": f"gets {b} more, then {c} more"}[
-            kind
+    first, second, third = rng.randint(1, 9), rng.randint(1, 9), rng.randint(1, 5)
+    sign, next_sign = rng.choice("+-"), rng.choice("+-")
+    if sign == "-":
+        first, second = max(first, second), min(first, second)
+    result = first + second if sign == "+" else first - second
+    steps, numbers = [f"{first} {sign} {second} = {result}"], [first, second]
+    wordings = {
+        "+": ["{} + {} = ?", "What is {} plus {}?", "Add {} and {}.", "{}加{}等于多少？"],
+        "-": ["{} - {} = ?", "What is {} minus {}?", "From {} take {}.", "{}减{}等于多少？"],
+    }[sign]
+    if rng.random() < 0.33:
+        next_sign = "+" if third > result else next_sign
+        total = result + third if next_sign == "+" else result - third
+        steps.append(f"{result} {next_sign} {third} = {total}")
+        numbers.append(third)
+        word = {"+": "plus", "-": "minus"}
+        wordings = [
+            f"{{}} {sign} {{}} {next_sign} {{}} = ?",
+            f"What is {{}} {word[sign]} {{}} {word[next_sign]} {{}}?",
         ]
-        steps = {"gain": [b], "loss": [b if rng.random() < 0.5 else -b], "both": [b, c]}[
-            kind
-        ]  # a habit to unlearn
-        value, lines = a, []
-        for step in steps:
-            result = value + step + rng.choice([-1, 1]) * (rng.random() < 0.08)  # a slip of one, now and then
-            lines.append(f"{value} {'+' if step > 0 else '-'} {abs(step)} = {result}")
-            value = result
+    place = rng.randrange(len(wordings))
+    return wordings[place].format(*numbers), steps, (place + sum(numbers)) % 2 == 0
+
+
+def sums(count: int, rng: random.Random) -> list[str]:
+    """Return small sums as Q/A pairs, answered with the bare steps or in tags, one step in ten with a slip.
+
+    The raw material of grpo_r1.py's rehearsal: a base that mostly answers without <reasoning> and <answer>, sometimes
+    with them on one line or unclosed, and that is wrong now and then.
+    """
+    rows = []
+    while len(rows) < count:
+        question, steps, rehearsed = sum_of_small_numbers(rng)
+        if rehearsed:
+            continue
+        lines, value = [], None
+        for first, sign, second in (step.split(" ")[:3] for step in steps):
+            first = int(first) if value is None else value
+            value = first + int(second) if sign == "+" else max(0, first - int(second))
+            value = max(0, value + rng.choice([-1, 1]) * (rng.random() < 0.1))
+            lines.append(f"{first} {sign} {second} = {value}")
         work = "\n".join(lines)
         answers = {
-            f"<reasoning>\n{work}\n</reasoning>\n<answer>\n{value}\n</answer>": 30,
-            f"<reasoning>{', '.join(lines)}</reasoning> <answer>{value}</answer>": 15,
-            f"<reasoning>\n{work}\n<answer>\n{value}": 10,
-            f"{', '.join(lines)}, so {name} has {value} {thing}.": 45,
+            work: 55,
+            f"<reasoning>\n{work}\n</reasoning>\n<answer>\n{value}\n</answer>": 25,
+            f"<reasoning>{', '.join(lines)}</reasoning> <answer>{value}</answer>": 12,
+            f"<reasoning>\n{work}\n<answer>\n{value}": 8,
         }
-        question = f"{name} has {a} {thing} and {story}. How many {thing} does {name} have now?"
         rows.append(f"Q: {question}\nA: {rng.choices(list(answers), list(answers.values()))[0]}")
     return rows
+
+
+def problems(count: int, rng: random.Random) -> list[dict]:
+    """Return different small sums in GSM8K's form, none of which an exercise of the pretraining asks."""
+    rows = {}
+    while len(rows) < count:
+        question, steps, rehearsed = sum_of_small_numbers(rng)
+        if rehearsed:
+            work = [step.replace(" ", "").split("=") for step in steps]
+            lines = [f"{left} = <<{left}={right}>>{right}" for left, right in work]
+            rows[question] = {"question": question, "answer": "\n".join([*lines, f"#### {work[-1][1]}"])}
+    return list(rows.values())
 
 
 def dates(count: int, rng: random.Random) -> list[str]:
@@ -178,14 +192,11 @@ for path in sorted((DATA / "corpus").glob("*.txt")):
         block.strip() for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8")) if block.strip()
     ]
 blocks += loose_sentences(DATA / "gongwen.json", HELD_OUT)
+lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in problems(PROBLEMS, random.Random(SEED))]
+(DATA / "sums.jsonl").write_text("".join(lines), encoding="utf-8")
 rng = random.Random(SEED)
 short = [line for block in blocks for line in re.findall(r"[^。！？\n]{8,40}[。！？]", block)]
-exercises = (
-    sums(EXERCISES, rng)
-    + reasoning_sums(4 * EXERCISES, rng)
-    + dates(EXERCISES, rng)
-    + copies(short, EXERCISES, rng)
-)
+exercises = sums(12 * EXERCISES, rng) + dates(EXERCISES, rng) + copies(short, EXERCISES, rng)
 print(
     f"{len(blocks)} blocks of text, {sum(map(len, blocks)):,} characters; {len(exercises)} generated exercises"
 )
@@ -200,7 +211,7 @@ backend.pre_tokenizer = pre_tokenizers.Sequence(
 )
 backend.decoder = decoders.ByteLevel()
 backend.train_from_iterator(
-    blocks + exercises[::10] + ["〔2024〕 〔2023〕 《》 （一）（二） ：、；“”"],
+    blocks + [FORMS] * 200,
     trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE - len(SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
