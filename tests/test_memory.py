@@ -96,4 +96,6 @@ def test_vision_default_fits_12_gb(functions):
 def test_full_fine_tuning_needs_more_than_an_adapter(functions, qwen):
     needed = functions("sft_medical.py").memory_needed
     adapter, full = needed(qwen, False, 16, 2048, "unsloth"), needed(qwen, False, 0, 2048, "unsloth")
-    assert full["training"] == pytest.approx(4 * 7.6, rel=0.01) and full["training"] > 50 * adapter["training"]
+    assert (
+        full["training"] == pytest.approx(4 * 7.6, rel=0.01) and full["training"] > 50 * adapter["training"]
+    )
