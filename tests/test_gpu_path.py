@@ -5,50 +5,69 @@ import json
 import pytest
 import torch
 from conftest import ROOT, kill_in_training
+from openpyxl import Workbook
+from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    AutoTokenizer,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 SIMULATED = [str(ROOT / "tests" / "simulated_cuda.py")]
-SMALL = {
-    "SYSTEM": "甲",  # an interpreted kernel takes its time over each token
-    "DTYPE": "float32",
-    "ACCUMULATION": 1,
-    "MAX_STEPS": 2,
-    "EVALUATIONS": 2,
-    "EVAL_ROWS": 1,
-    "NEW_TOKENS": 2,
-    "TRY": "乙",
+SMALL = {"DTYPE": "float32", "ACCUMULATION": 1, "BATCH_SIZE": 2}  # an interpreted kernel takes its time
+SFT = SMALL | {"SYSTEM": "甲", "MAX_STEPS": 2, "EVALUATIONS": 2, "EVAL_ROWS": 1, "NEW_TOKENS": 2, "TRY": "乙"}
+GRPO = SMALL | {
+    "SYSTEM": "a", "MAX_STEPS": 2, "NUM_GENERATIONS": 2, "NEW_TOKENS": 6, "EVAL_ROWS": 1, "TRY": "2 + 2 = ?",
+}  # fmt: skip
+MEDICAL = SMALL | {
+    "SYSTEM": "甲", "PLAIN": "答", "RUNS": [("lora", 8)], "EQUAL_STEPS": 2, "EVALUATIONS": 2, "VAL_ROWS": 1,
+    "EVAL_ROWS": 1, "RED_ROWS": 1, "NEW_TOKENS": 2, "TRY": "胸痛怎么办？",
+}  # fmt: skip
+VISION = SMALL | {
+    "MAX_STEPS": 2, "EVALUATIONS": 2, "EVAL_ROWS": 1, "NEW_TOKENS": 2, "MAX_PIXELS": 3136, "LORA_R": 4,
+}  # fmt: skip
+SCRIPTS = {
+    "sft_gongwen.py": SFT,
+    "sft_alpaca.py": SFT,
+    "sft_medical.py": MEDICAL,
+    "grpo_r1.py": GRPO,
+    "vl_car_insurance.py": VISION,
 }
-SYMPTOMS = "发热 咳嗽 头痛 腹泻 皮疹 乏力 胸闷 失眠 眩晕 呕吐 耳鸣 腰痛".split()
+SYMPTOMS = "发热 咳嗽 头痛 腹泻 皮疹 乏力 胸闷 失眠 眩晕 呕吐 耳鸣 腰痛 便秘 牙疼 心慌 盗汗 脱发 鼻塞 咽痛 浮肿".split()
 THEN = """
 import json
 from pathlib import Path
-classes = [f"{kind.__module__}.{kind.__name__}" for kind in (FastLanguageModel, type(trainer))]
-history = {"log": trainer.state.log_history, "labels": labels.tolist(), "classes": classes}
+classes = [f"{kind.__module__}.{kind.__name__}" for kind in (type(model), type(trainer))]
+history = {"loss": first["loss"], "grad_norm": first["grad_norm"], "labels": labels.tolist(), "classes": classes}
 Path(OUTPUT, "history.json").write_text(json.dumps(history))
+"""
+FIRST = """
+first = next(entry for entry in trainer.state.log_history if "loss" in entry)
+labels = batch["labels"] if "batch" in globals() else labels
+"""
+GIVEN_SAMPLES = """
+torch.manual_seed(1)  # samples of an untrained model all earn nothing: these have an advantage
+labels, prompts = torch.randint(500, 900, (2, 6)), torch.randint(500, 900, (2, 5))
+labels[1, 4:] = tokenizer.pad_token_id
+given = {"prompt_ids": prompts, "prompt_mask": torch.ones_like(prompts), "completion_ids": labels}
+given |= {"completion_mask": torch.tensor([[1] * 6, [1] * 4 + [0] * 2]), "advantages": torch.tensor([1.0, -0.5])}
+given |= {"num_items_in_batch": torch.tensor(10)}
+model.train()
+trainer.optimizer.zero_grad()
+loss = trainer.compute_loss(trainer.model_wrapped, given, num_items_in_batch=torch.tensor(10))
+loss.backward()
+norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+first = {"loss": loss.item(), "grad_norm": norm.item()}
 """
 
 
 @pytest.fixture(scope="session")
-def few_rows(tmp_path_factory):
-    """Return a file of short rows, each of a topic of its own."""
-    path = tmp_path_factory.mktemp("rows") / "rows.json"
-    rows = [
-        {
-            "instruction": f"{name}？",
-            "input": "",
-            "output": f"休息{i}天。",
-            "topic": name,
-        }
-        for i, name in enumerate(SYMPTOMS, 1)
-    ]
-    path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="session")
-def two_layers(tmp_path_factory):
-    """Return the folder of an untrained Qwen2 of two layers with the tiny model's tokenizer."""
+def inputs(tmp_path_factory):
+    """Return script -> the environment with an untrained model of two layers and a file of short rows."""
     folder = tmp_path_factory.mktemp("two_layers")
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "data" / "tiny-qwen2.5")
     torch.manual_seed(0)
@@ -59,37 +78,74 @@ def two_layers(tmp_path_factory):
     )  # fmt: skip
     model = Qwen2ForCausalLM(config)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.pad_token_id]
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    model.save_pretrained(folder / "text")
+    tokenizer.save_pretrained(folder / "text")
+    tiny = ROOT / "data" / "tiny-qwen2.5-vl"
+    config = AutoConfig.from_pretrained(tiny)
+    config.text_config.num_hidden_layers = config.vision_config.depth = 2
+    config.vision_config.fullatt_block_indexes = [1]
+    if getattr(config.text_config, "layer_types", None):
+        config.text_config.layer_types = config.text_config.layer_types[:2]
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    model.save_pretrained(folder / "vision")
+    AutoProcessor.from_pretrained(tiny).save_pretrained(folder / "vision")
+
+    rows = [
+        {"instruction": f"{name}？", "input": "", "output": f"休息{i}天。", "topic": name}
+        for i, name in enumerate(SYMPTOMS, 1)
+    ]
+    questions = [
+        {"question": f"{name}怎么办呢", "answer": f"多休息，多喝水，{i}天后复查。"}
+        for i, name in enumerate(SYMPTOMS, 1)
+    ]
+    sums = [{"question": f"{i} + 2 = ?", "answer": f"#### {i + 2}"} for i in range(20)]
+    for name, part in (("rows", rows), ("questions", questions), ("sums", sums)):
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    book = Workbook()
+    book.active.append(["image", "prompt", "response", "style"])
+    for i in range(20):
+        Image.new("RGB", (48, 48), (9 * i, 255 - 9 * i, 90)).save(folder / f"{i}.png")
+        book.active.append([f"{i}.png", "数？", json.dumps({"数": i}, ensure_ascii=False), f"style {i % 5}"])
+    book.save(folder / "sheet.xlsx")
+    data = {"sft_medical.py": "questions.jsonl", "grpo_r1.py": "sums.jsonl", "vl_car_insurance.py": "sheet.xlsx"}
+    return {
+        script: {
+            "MODEL": str(folder / ("vision" if script.startswith("vl") else "text")),
+            "DATA": str(folder / data.get(script, "rows.jsonl")),
+        }
+        for script in SCRIPTS
+    }
 
 
-@pytest.mark.parametrize("script", ["sft_gongwen.py", "sft_alpaca.py"])
-def test_gpu_path_runs_and_agrees_with_the_cpu(run_script, two_layers, few_rows, tmp_path, script):
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_gpu_path_runs_and_agrees_with_the_cpu(run_script, inputs, tmp_path, script):
     """In float32 loss and gradient norm of both paths are equal to 1e-5 on the same rows, the labels to the letter."""
-    environment, histories = {"MODEL": str(two_layers), "DATA": str(few_rows)}, {}
-    environment["SIMULATED_CAPABILITY"] = "7.5"  # with bfloat16 at hand Unsloth autocasts float32 to it
+    environment, histories = inputs[script] | {"SIMULATED_CAPABILITY": "7.5"}, {}  # else it autocasts to bfloat16
     for name, runner in (("cpu", []), ("gpu", SIMULATED)):
-        output = tmp_path / name
-        run = run_script(script, output, runner, environment, then=THEN, LOAD_IN_4BIT=False, **SMALL)
+        four_bit = {} if script == "sft_medical.py" else {"LOAD_IN_4BIT": False}
+        then = (GIVEN_SAMPLES if script == "grpo_r1.py" else FIRST) + THEN
+        run = run_script(script, tmp_path / name, runner, environment, then=then, **SCRIPTS[script], **four_bit)
         assert run.status == 0, run.stdout[-2000:] + run.stderr[-3000:]
         histories[name] = json.loads((run.output / "history.json").read_text())
         assert load_file(run.output / "lora" / "adapter_model.safetensors")
     cpu, gpu = histories["cpu"], histories["gpu"]
     assert cpu["labels"] == gpu["labels"] and cpu["classes"] != gpu["classes"]
-    first = [next(entry for entry in history["log"] if "loss" in entry) for history in (cpu, gpu)]
-    assert first[0]["loss"] == pytest.approx(first[1]["loss"], abs=1e-5)
-    assert first[0]["grad_norm"] == pytest.approx(first[1]["grad_norm"], rel=1e-5)
+    assert cpu["loss"] == pytest.approx(gpu["loss"], abs=1e-5) and cpu["loss"] != 0
+    assert cpu["grad_norm"] == pytest.approx(gpu["grad_norm"], rel=1e-5) and cpu["grad_norm"] > 0
 
 
-@pytest.mark.parametrize("script", ["sft_gongwen.py"])
-def test_gpu_path_in_4_bit_resumes(run_script, two_layers, few_rows, tmp_path, script):
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_gpu_path_in_4_bit_resumes(run_script, inputs, tmp_path, script):
     """What a card runs by default, NF4 weights: killed after its first checkpoint, the run goes on to its end."""
-    output, environment = tmp_path / "run", {"MODEL": str(two_layers), "DATA": str(few_rows)}
-    kill_in_training(script, output, 1, SIMULATED, environment, **SMALL)
-    run = run_script(script, output, SIMULATED, environment, **SMALL)
+    output, constants = tmp_path / "run", dict(SCRIPTS[script])
+    if script == "sft_medical.py":
+        constants["RUNS"] = [("qlora", 8)]
+    kill_in_training(script, output, 1, SIMULATED, inputs[script], **constants)
+    run = run_script(script, output, SIMULATED, inputs[script], **constants)
     assert run.status == 0, run.stdout[-2000:] + run.stderr[-3000:]
-    assert "Going on from" in run.stdout
+    assert "oing on from" in run.stdout
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["train"]["steps"] == 2 and metrics["device"] == "simulated"
     assert load_file(output / "lora" / "adapter_model.safetensors")
