@@ -18,6 +18,7 @@ os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # the redirection below holds for 
 sys.modules["xformers"] = None  # it refuses tensors in main memory; Unsloth falls back to PyTorch's attention
 
 import torch  # noqa: E402
+import triton.language as tl  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 
 CAPABILITY = tuple(map(int, os.getenv("SIMULATED_CAPABILITY", "8.9").split(".")))
@@ -94,6 +95,8 @@ def install() -> None:
         module.get_rng_state = lambda *args: torch.get_rng_state()
         module.get_rng_state_all = lambda: [torch.get_rng_state()]
         module.set_rng_state = module.set_rng_state_all = lambda *args: None
+    # Unsloth keeps tl.cast under another name, out of reach of the interpreter, which puts its own into tl.
+    tl.builtin_cast, tl.cast = tl.cast, lambda *args, **kwargs: tl.builtin_cast(*args, **kwargs)
     torch.Tensor.cuda = torch.Tensor.pin_memory = lambda self, *args, **kwargs: self
     RedirectToCPU().__enter__()
 

@@ -24,7 +24,7 @@ GRPO = SMALL | {
     "SYSTEM": "a", "MAX_STEPS": 2, "NUM_GENERATIONS": 2, "NEW_TOKENS": 6, "EVAL_ROWS": 1, "TRY": "2 + 2 = ?",
 }  # fmt: skip
 MEDICAL = SMALL | {
-    "SYSTEM": "甲", "PLAIN": "答", "RUNS": [("lora", 8)], "EQUAL_STEPS": 2, "EVALUATIONS": 2, "VAL_ROWS": 1,
+    "SYSTEM": "甲", "RUNS": [("lora", 8)], "EQUAL_STEPS": 2, "EVALUATIONS": 2, "VAL_ROWS": 1,
     "EVAL_ROWS": 1, "RED_ROWS": 1, "NEW_TOKENS": 2, "TRY": "胸痛怎么办？",
 }  # fmt: skip
 VISION = SMALL | {
@@ -109,7 +109,11 @@ def inputs(tmp_path_factory):
         Image.new("RGB", (48, 48), (9 * i, 255 - 9 * i, 90)).save(folder / f"{i}.png")
         book.active.append([f"{i}.png", "数？", json.dumps({"数": i}, ensure_ascii=False), f"style {i % 5}"])
     book.save(folder / "sheet.xlsx")
-    data = {"sft_medical.py": "questions.jsonl", "grpo_r1.py": "sums.jsonl", "vl_car_insurance.py": "sheet.xlsx"}
+    data = {
+        "sft_medical.py": "questions.jsonl",
+        "grpo_r1.py": "sums.jsonl",
+        "vl_car_insurance.py": "sheet.xlsx",
+    }
     return {
         script: {
             "MODEL": str(folder / ("vision" if script.startswith("vl") else "text")),
@@ -122,11 +126,16 @@ def inputs(tmp_path_factory):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_gpu_path_runs_and_agrees_with_the_cpu(run_script, inputs, tmp_path, script):
     """In float32 loss and gradient norm of both paths are equal to 1e-5 on the same rows, the labels to the letter."""
-    environment, histories = inputs[script] | {"SIMULATED_CAPABILITY": "7.5"}, {}  # else it autocasts to bfloat16
+    environment, histories = (
+        inputs[script] | {"SIMULATED_CAPABILITY": "7.5"},
+        {},
+    )  # else it autocasts to bfloat16
     for name, runner in (("cpu", []), ("gpu", SIMULATED)):
         four_bit = {} if script == "sft_medical.py" else {"LOAD_IN_4BIT": False}
         then = (GIVEN_SAMPLES if script == "grpo_r1.py" else FIRST) + THEN
-        run = run_script(script, tmp_path / name, runner, environment, then=then, **SCRIPTS[script], **four_bit)
+        run = run_script(
+            script, tmp_path / name, runner, environment, then=then, **SCRIPTS[script], **four_bit
+        )
         assert run.status == 0, run.stdout[-2000:] + run.stderr[-3000:]
         histories[name] = json.loads((run.output / "history.json").read_text())
         assert load_file(run.output / "lora" / "adapter_model.safetensors")
