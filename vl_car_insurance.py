@@ -104,8 +104,8 @@ DEMO = False  # True: a page on 127.0.0.1 that reads uploaded photos
 REPORT_TO = "none"  # "tensorboard", "wandb", "swanlab", "trackio"
 
 if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below, a tiny model, minutes on two cores
-    MAX_PIXELS, EPOCHS, LEARNING_RATE, LORA_R, LORA_ALPHA = 37_632, 4, 3e-3, 32, 64
-    BATCH_SIZE, ACCUMULATION, EVALUATIONS, EVAL_ROWS, EVAL_BATCH, NEW_TOKENS = 8, 1, 1, 40, 20, 90
+    MAX_PIXELS, EPOCHS, LEARNING_RATE, LORA_R, LORA_ALPHA = 37_632, 4, 2e-3, 32, 64
+    BATCH_SIZE, ACCUMULATION, EVALUATIONS, EVAL_ROWS, EVAL_BATCH, NEW_TOKENS = 2, 1, 1, 60, 30, 90
     DTYPE, GRADIENT_CHECKPOINTING, LOAD_IN_4BIT, OPTIMIZER = "float32", False, False, "adamw_torch"
 settings = {name: value for name, value in list(globals().items()) if name.isupper()}
 

@@ -51,11 +51,11 @@ VISION_HIDDEN, VISION_LAYERS, VISION_HEADS, VISION_INTERMEDIATE = 96, 4, 3, 256
 HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE = 128, 4, 4, 2, 384
 PATCH, MERGE = 8, 2
 SIZES = [(112, 48), (160, 64), (224, 160)]  # of pictures; the last: a photo under MAX_PIXELS = 224 * 168
-LOOK, ALIGN, READ = 2000, 1800, 700  # steps of the three stages
+LOOK, ALIGN, READ = 6000, 4000, 2500  # steps of the three stages
 EASY = 300  # first steps, with clean, large print
-STORE = 5000  # small pictures of one line for Align
+STORE = 10_000  # small pictures of one line for Align
 ALIGN_BATCH = 16
-BATCH_TOKENS = 240  # vision tokens in a step
+BATCH_TOKENS = 240  # vision tokens in a step; twice as many in Read
 TEXT_TOKENS = 256  # tokens of plain text in a step
 RATES = (2.5e-3, 2.5e-3), (2e-3, 3e-4), (1e-3, 1e-4)  # learning rate of each stage, from and to
 SLOTS = 3  # letters whose centres can lie in one token's pixels
@@ -243,7 +243,7 @@ def question_and_answer(lines: list[str], rng: random.Random) -> tuple[str, str]
     """Return what to ask about a picture with these lines, and the answer."""
     numbers = re.findall(r"(?<![A-Z\d])\d[\d,.]*(?![A-Z\d])", " ".join(lines))
     numbers.sort(key=lambda number: len(re.sub(r"\D", "", number)))
-    if len(lines) > 1 and numbers and rng.random() < 0.6:
+    if len(lines) > 1 and numbers and rng.random() < 0.8:
         return LONGEST, numbers[-1].replace(",", "")
     return SAY, "\n".join(lines)
 
@@ -425,8 +425,8 @@ for step in range(1, ALIGN + 1):
 
 # %% Read
 for step in range(1, READ + 1):
-    size = rng.choice([*SIZES, SIZES[-1]])
-    count = max(2, BATCH_TOKENS * (PATCH * MERGE) ** 2 // (size[0] * size[1]))
+    size = rng.choice([*SIZES, SIZES[-1], SIZES[-1]])
+    count = max(2, 2 * BATCH_TOKENS * (PATCH * MERGE) ** 2 // (size[0] * size[1]))
     pictures = [picture(rng, *size, rng.choice([1, 1, 3, 6])) for _ in range(count)]
     talks = [question_and_answer(lines, rng) for _, lines, _ in pictures]
     inputs = processor(

@@ -1,4 +1,4 @@
-"""The sheet reader, the scorer and the data of vl_car_insurance.py; its runs are in test_runs.py."""
+"""The sheet reader, the scorer and the data and the rehearsal of vl_car_insurance.py."""
 
 import json
 import re
@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from openpyxl import Workbook, load_workbook
 from openpyxl.drawing.image import Image as Pasted
 from PIL import Image
+from safetensors.torch import load_file
 
 SCRIPT = "vl_car_insurance.py"
 SHEET = ROOT / "data" / "car_insurance" / "qwen-vl-train.xlsx"
@@ -519,3 +520,31 @@ print("equal", tuple(theirs["labels"].shape))
 def test_unsloth_and_trl_make_the_same_batch():
     done = subprocess.run([sys.executable, "-c", COLLATE], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "equal (4," in done.stdout, done.stdout[-1000:] + done.stderr[-3000:]
+
+
+def test_rehearsal_improves(rehearsal):
+    run = rehearsal(SCRIPT)
+    metrics = json.loads((run.output / "metrics.json").read_text(encoding="utf-8"))
+    before, after = metrics["before"], metrics["after"]
+    assert after["field_accuracy"] - before["field_accuracy"] >= 0.20
+    assert after["mileage_accuracy"] > before["mileage_accuracy"]
+    assert after["mileage_error"] < before["mileage_error"] and after["json_rate"] >= 0.9
+
+
+def test_rehearsal_leaves_what_it_says(script, rehearsal):
+    run = rehearsal(SCRIPT)
+    names = "lora metrics.json report.md loss.png contact_sheet.png predictions.xlsx".split()
+    assert {path.name for path in run.output.iterdir()} == set(names)
+    assert load_file(run.output / "lora" / "adapter_model.safetensors")
+    with Image.open(run.output / "contact_sheet.png") as image:
+        assert image.width > 1000 and image.height > 1000
+    report = (run.output / "report.md").read_text(encoding="utf-8")
+    assert "of no use to anyone" in report and "| mileage_accuracy |" in report
+    metrics = json.loads((run.output / "metrics.json").read_text(encoding="utf-8"))
+    sheet = load_workbook(run.output / "predictions.xlsx").active
+    assert sheet.max_row - 1 == metrics["settings"]["EVAL_ROWS"] <= len(sheet._images)
+    header = [cell.value for cell in sheet[1]]
+    place = header.index("里程数 (predicted)")
+    wanted = [(json.loads(row[2]), row[place]) for row in sheet.iter_rows(min_row=2, values_only=True)]
+    right = [script.normal(told) == script.normal(row["里程数"]) for row, told in wanted if "里程数" in row]
+    assert sum(right) / len(right) == pytest.approx(metrics["after"]["mileage_accuracy"], abs=1e-6)

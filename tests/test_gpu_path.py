@@ -118,6 +118,7 @@ def inputs(tmp_path_factory):
         script: {
             "MODEL": str(folder / ("vision" if script.startswith("vl") else "text")),
             "DATA": str(folder / data.get(script, "rows.jsonl")),
+            "SIMULATED_CAPABILITY": "7.5",  # with bfloat16 at hand Unsloth autocasts float32 to it
         }
         for script in SCRIPTS
     }
@@ -126,15 +127,12 @@ def inputs(tmp_path_factory):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_gpu_path_runs_and_agrees_with_the_cpu(run_script, inputs, tmp_path, script):
     """In float32 loss and gradient norm of both paths are equal to 1e-5 on the same rows, the labels to the letter."""
-    environment, histories = (
-        inputs[script] | {"SIMULATED_CAPABILITY": "7.5"},
-        {},
-    )  # else it autocasts to bfloat16
+    histories = {}
     for name, runner in (("cpu", []), ("gpu", SIMULATED)):
         four_bit = {} if script == "sft_medical.py" else {"LOAD_IN_4BIT": False}
         then = (GIVEN_SAMPLES if script == "grpo_r1.py" else FIRST) + THEN
         run = run_script(
-            script, tmp_path / name, runner, environment, then=then, **SCRIPTS[script], **four_bit
+            script, tmp_path / name, runner, inputs[script], then=then, **SCRIPTS[script], **four_bit
         )
         assert run.status == 0, run.stdout[-2000:] + run.stderr[-3000:]
         histories[name] = json.loads((run.output / "history.json").read_text())
