@@ -24,11 +24,13 @@ import re
 import shutil
 import sys
 import time
+import zipfile
 from fractions import Fraction
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 import psutil
@@ -36,12 +38,15 @@ import torch
 from datasets import Dataset, load_dataset
 from matplotlib.figure import Figure
 from peft import PeftModel, set_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
 # %% Settings
+if "__file__" in globals() and not Path("data/tiny-qwen2.5").is_dir():  # started from another folder
+    os.chdir(Path(__file__).parent)
+    print(f"Relative paths start in {Path.cwd()}")
 GPU = torch.cuda.is_available()
 DEVICE = torch.cuda.get_device_name() if GPU else f"CPU, {os.cpu_count()} cores"
 MODEL = os.getenv("MODEL", "unsloth/Qwen2.5-7B-Instruct-bnb-4bit" if GPU else "data/tiny-qwen2.5")
@@ -97,6 +102,11 @@ settings = {name: value for name, value in list(globals().items()) if name.isupp
 if NUM_GENERATIONS < 2 or BATCH_SIZE * ACCUMULATION % NUM_GENERATIONS:
     batch = f"BATCH_SIZE x ACCUMULATION = {BATCH_SIZE * ACCUMULATION}, NUM_GENERATIONS = {NUM_GENERATIONS}"
     raise SystemExit(f"Settings: {batch}; the first must be a multiple of the second, which is at least 2")
+try:  # before anything is loaded
+    Path(OUTPUT).mkdir(parents=True, exist_ok=True)
+    TemporaryFile(dir=OUTPUT).close()
+except OSError as error:
+    raise SystemExit(f"Output: nothing can be written to {OUTPUT}: {error.strerror}") from None
 
 
 def memory_needed(
@@ -353,6 +363,22 @@ class Watch(TrainerCallback):
                 raise SystemExit("No reward at all: take easier DATA, or a MODEL that follows SYSTEM")
 
 
+def newest_checkpoint(folder: Path) -> str | None:
+    """Return the newest complete checkpoint in a folder, None without one; a damaged one is named."""
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.partition("-")[2])):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # written last
+            for file in path.glob("*.safetensors"):
+                with safe_open(file, "pt"):
+                    pass
+            for file in path.glob("*.pt"):
+                zipfile.ZipFile(file).close()
+            return str(path)
+        except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
+            print(f"{path} is damaged ({error}): going back to the one before")
+    return None
+
+
 rewards = [correctness_reward_func, int_reward_func]
 rewards += [strict_format_reward_func, soft_format_reward_func, xmlcount_reward_func]
 same_run = {name: value for name, value in settings.items() if name not in ("RESUME", "TRAIN", "EXPORT")}
@@ -368,6 +394,7 @@ config = GRPOConfig(
     optim=OPTIMIZER, adam_beta2=0.99, weight_decay=0.1, max_grad_norm=0.1,
     bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16,
     gradient_checkpointing=bool(GRADIENT_CHECKPOINTING), logging_steps=1,
+    logging_nan_inf_filter=False,  # a NaN shall be seen, not left out of the mean
     save_strategy="steps", save_steps=max(1, MAX_STEPS // 10), save_total_limit=2,
 )  # fmt: skip
 trainer = GRPOTrainer(
@@ -376,10 +403,15 @@ trainer = GRPOTrainer(
 )  # fmt: skip
 adapter, started, first_step = Path(OUTPUT) / "lora", time.time(), 0
 if TRAIN:
-    newest = get_last_checkpoint(checkpoints) if RESUME and checkpoints.exists() else None
+    newest = newest_checkpoint(checkpoints) if RESUME else None
     first_step = int(newest.rpartition("-")[2]) if newest else 0
     print(f"Going on from {newest}" if newest else f"Training for {MAX_STEPS} steps")
-    trainer.train(resume_from_checkpoint=newest)
+    try:
+        trainer.train(resume_from_checkpoint=newest)
+    except (OSError, RuntimeError):  # PyTorch's words for a full disk are no help
+        if shutil.disk_usage(OUTPUT).free > 2**24:
+            raise
+        raise SystemExit(f"No space left in {OUTPUT}: make room and run this again, it goes on") from None
 else:
     set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
 seconds, done = time.time() - started, trainer.state.global_step

@@ -26,10 +26,12 @@ import re
 import shutil
 import sys
 import time
+import zipfile
 from datetime import date
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import docx
 import matplotlib
@@ -44,6 +46,7 @@ from docx.oxml.ns import qn
 from docx.shared import Mm, Pt
 from peft import PeftModel, set_peft_model_state_dict
 from peft.optimizers import create_loraplus_optimizer
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -52,13 +55,15 @@ from transformers import (
     EarlyStoppingCallback,
     TrainerCallback,
 )
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 # %% Settings
+if "__file__" in globals() and not Path("data/tiny-qwen2.5").is_dir():  # started from another folder
+    os.chdir(Path(__file__).parent)
+    print(f"Relative paths start in {Path.cwd()}")
 GPU = torch.cuda.is_available()
 DEVICE = torch.cuda.get_device_name() if GPU else f"CPU, {os.cpu_count()} cores"
 MODEL = os.getenv("MODEL", "unsloth/Qwen2.5-7B-Instruct-bnb-4bit" if GPU else "data/tiny-qwen2.5")
@@ -106,6 +111,11 @@ if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below, a tiny mod
     BATCH_SIZE, ACCUMULATION, EVALUATIONS, EVAL_ROWS, EVAL_BATCH = 2, 1, 1, 24, 24
     GRADIENT_CHECKPOINTING, LOAD_IN_4BIT, GGUF_QUANT = False, False, "q8_0"  # NF4 is slow on most CPUs
 settings = {name: value for name, value in list(globals().items()) if name.isupper()}
+try:  # before anything is loaded
+    Path(OUTPUT).mkdir(parents=True, exist_ok=True)
+    TemporaryFile(dir=OUTPUT).close()
+except OSError as error:
+    raise SystemExit(f"Output: nothing can be written to {OUTPUT}: {error.strerror}") from None
 
 
 def memory_needed(
@@ -596,10 +606,28 @@ class StopOnNaN(TrainerCallback):
             raise SystemExit(f"{where}: halve LEARNING_RATE, or set DTYPE = 'float32'")
 
 
+def newest_checkpoint(folder: Path) -> str | None:
+    """Return the newest complete checkpoint in a folder, None without one; a damaged one is named."""
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.partition("-")[2])):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # written last
+            for file in path.glob("*.safetensors"):
+                with safe_open(file, "pt"):
+                    pass
+            for file in path.glob("*.pt"):
+                zipfile.ZipFile(file).close()
+            return str(path)
+        except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
+            print(f"{path} is damaged ({error}): going back to the one before")
+    return None
+
+
 same_run = {name: value for name, value in settings.items() if name not in ("RESUME", "TRAIN", "EXPORT")}
 fingerprint = hashlib.sha256(json.dumps([same_run, train_rows], sort_keys=True).encode()).hexdigest()[:8]
 checkpoints = Path(OUTPUT) / f"checkpoints-{fingerprint}"  # other settings are another run
-steps = MAX_STEPS if MAX_STEPS > 0 else math.ceil(len(train_rows) / (BATCH_SIZE * ACCUMULATION)) * EPOCHS
+processes = int(os.getenv("WORLD_SIZE", "1"))  # torchrun starts one a GPU; each has its own part of a batch
+rows_in_step = BATCH_SIZE * ACCUMULATION * processes
+steps = MAX_STEPS if MAX_STEPS > 0 else math.ceil(len(train_rows) / rows_in_step) * EPOCHS
 optimizer = None
 if LORA_PLUS:
     plus = {"lr": LEARNING_RATE, "loraplus_lr_ratio": LORA_PLUS}
@@ -618,6 +646,7 @@ trainer = SFTTrainer(
         logging_steps=max(1, steps // 50), eval_strategy="steps", eval_steps=max(1, steps // EVALUATIONS),
         save_strategy="steps", save_steps=max(1, steps // EVALUATIONS), save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model="eval_loss",
+        logging_nan_inf_filter=False,  # a NaN shall be seen, not left out of the mean
         dataset_num_proc=None,  # a flat script must not be started again by a worker
         seed=SEED, data_seed=SEED, report_to=REPORT_TO,
     ),
@@ -627,12 +656,19 @@ if not (labels != -100).any():
     raise SystemExit("Every label is masked, nothing is left to train on: is MODEL's chat template ChatML?")
 adapter, started, first_step = Path(OUTPUT) / "lora", time.time(), 0
 if TRAIN:
-    newest = get_last_checkpoint(checkpoints) if RESUME and checkpoints.exists() else None
+    newest = newest_checkpoint(checkpoints) if RESUME else None
     first_step = int(newest.rpartition("-")[2]) if newest else 0
     print(f"Going on from {newest}" if newest else f"Training for {steps} steps")
-    trainer.train(resume_from_checkpoint=newest)
+    try:
+        trainer.train(resume_from_checkpoint=newest)
+    except (OSError, RuntimeError):  # PyTorch's words for a full disk are no help
+        if shutil.disk_usage(OUTPUT).free > 2**24:
+            raise
+        raise SystemExit(f"No space left in {OUTPUT}: make room and run this again, it goes on") from None
 else:
     set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
+if os.getenv("RANK", "0") != "0":
+    raise SystemExit  # torchrun's first process scores and saves, the others have helped to train
 seconds, done = time.time() - started, trainer.state.global_step
 epochs = (trainer.state.epoch or 0) * (done - first_step) / max(1, done)  # of this session
 tokens = epochs * sum(map(len, trainer.train_dataset["input_ids"]))

@@ -29,9 +29,11 @@ import re
 import shutil
 import sys
 import time
+import zipfile
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from threading import Thread
 from types import SimpleNamespace
 
@@ -45,6 +47,7 @@ from datasets import Dataset
 from peft import PeftModel, set_peft_model_state_dict
 from rensa import RMinHash, RMinHashDeduplicator, RMinHashLSH
 from rouge_score.rouge_scorer import RougeScorer
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -56,13 +59,15 @@ from transformers import (
     TextIteratorStreamer,
     TrainerCallback,
 )
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 # %% Settings
+if "__file__" in globals() and not Path("data/tiny-qwen2.5").is_dir():  # started from another folder
+    os.chdir(Path(__file__).parent)
+    print(f"Relative paths start in {Path.cwd()}")
 GPU = torch.cuda.is_available()
 DEVICE = torch.cuda.get_device_name() if GPU else f"CPU, {os.cpu_count()} cores"
 # Qwen2.5-7B: Apache-2.0, 12 GB in 4 bit. Qwen/Qwen3-1.7B: Apache-2.0, 6 GB. Qwen/Qwen2.5-3B-Instruct: Qwen
@@ -123,6 +128,11 @@ if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below, a tiny mod
     EVALUATIONS, VAL_ROWS, EVAL_ROWS, RED_ROWS, EVAL_BATCH = 1, 24, 40, 12, 52
     GRADIENT_CHECKPOINTING, GGUF_QUANT = False, "q8_0"
 settings = {name: value for name, value in list(globals().items()) if name.isupper()}
+try:  # before anything is loaded
+    Path(OUTPUT).mkdir(parents=True, exist_ok=True)
+    TemporaryFile(dir=OUTPUT).close()
+except OSError as error:
+    raise SystemExit(f"Output: nothing can be written to {OUTPUT}: {error.strerror}") from None
 
 
 def memory_needed(
@@ -770,6 +780,22 @@ class StopOnNaN(TrainerCallback):
             raise SystemExit(f"{where}: halve LEARNING_RATE, or set DTYPE = 'float32'")
 
 
+def newest_checkpoint(folder: Path) -> str | None:
+    """Return the newest complete checkpoint in a folder, None without one; a damaged one is named."""
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.partition("-")[2])):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # written last
+            for file in path.glob("*.safetensors"):
+                with safe_open(file, "pt"):
+                    pass
+            for file in path.glob("*.pt"):
+                zipfile.ZipFile(file).close()
+            return str(path)
+        except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
+            print(f"{path} is damaged ({error}): going back to the one before")
+    return None
+
+
 results, history, trainer = [], {}, None
 for method, size in RUNS if TRAIN else RUNS[-1:]:
     name, subset, last = f"{method}-{size}", train_rows[:size], (method, size) == RUNS[-1]
@@ -803,6 +829,7 @@ for method, size in RUNS if TRAIN else RUNS[-1:]:
             eval_steps=max(1, steps // EVALUATIONS), save_strategy="steps",
             save_steps=max(1, steps // EVALUATIONS), save_total_limit=2, load_best_model_at_end=True,
             metric_for_best_model="eval_loss",
+            logging_nan_inf_filter=False,  # a NaN shall be seen, not left out of the mean
             dataset_num_proc=None,  # a flat script must not be started again by a worker
             seed=SEED, data_seed=SEED, report_to=REPORT_TO,
         ),
@@ -817,10 +844,15 @@ for method, size in RUNS if TRAIN else RUNS[-1:]:
     before["loss"] = [trainer.evaluate(prepared["test"], metric_key_prefix="test")["test_loss"]]
     started, first_step = time.time(), 0
     if TRAIN:
-        newest = get_last_checkpoint(checkpoints) if RESUME and checkpoints.exists() else None
+        newest = newest_checkpoint(checkpoints) if RESUME else None
         first_step = int(newest.rpartition("-")[2]) if newest else 0
         print(f"{name}: going on from {newest}" if newest else f"{name}: training for {steps} steps")
-        trainer.train(resume_from_checkpoint=newest)
+        try:
+            trainer.train(resume_from_checkpoint=newest)
+        except (OSError, RuntimeError):  # PyTorch's words for a full disk are no help
+            if shutil.disk_usage(OUTPUT).free > 2**24:
+                raise
+            raise SystemExit(f"No space left in {OUTPUT}: make room and run this again, it goes on") from None
     else:
         set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
     seconds, done = time.time() - started, trainer.state.global_step

@@ -31,6 +31,7 @@ import zipfile
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryFile
 from xml.etree import ElementTree
 
 import matplotlib
@@ -43,6 +44,7 @@ from openpyxl.drawing.image import Image as Pasted
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from PIL import Image as Photo
 from PIL import ImageOps
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -51,7 +53,6 @@ from transformers import (
     EarlyStoppingCallback,
     TrainerCallback,
 )
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 matplotlib.use("Agg")
@@ -59,6 +60,9 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib import font_manager  # noqa: E402
 
 # %% Settings
+if "__file__" in globals() and not Path("data/tiny-qwen2.5").is_dir():  # started from another folder
+    os.chdir(Path(__file__).parent)
+    print(f"Relative paths start in {Path.cwd()}")
 GPU = torch.cuda.is_available()
 DEVICE = torch.cuda.get_device_name() if GPU else f"CPU, {os.cpu_count()} cores"
 # 3B: a research licence, not for commercial use; unsloth/Qwen2.5-VL-7B-Instruct is Apache-2.0
@@ -108,6 +112,11 @@ if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below, a tiny mod
     BATCH_SIZE, ACCUMULATION, EVALUATIONS, EVAL_ROWS, EVAL_BATCH, NEW_TOKENS = 2, 1, 1, 60, 30, 90
     DTYPE, GRADIENT_CHECKPOINTING, LOAD_IN_4BIT, OPTIMIZER = "float32", False, False, "adamw_torch"
 settings = {name: value for name, value in list(globals().items()) if name.isupper()}
+try:  # before anything is loaded
+    Path(OUTPUT).mkdir(parents=True, exist_ok=True)
+    TemporaryFile(dir=OUTPUT).close()
+except OSError as error:
+    raise SystemExit(f"Output: nothing can be written to {OUTPUT}: {error.strerror}") from None
 
 
 def memory_needed(
@@ -510,6 +519,22 @@ class StopOnNaN(TrainerCallback):
             raise SystemExit(f"{where}: halve LEARNING_RATE, or set DTYPE = 'float32'")
 
 
+def newest_checkpoint(folder: Path) -> str | None:
+    """Return the newest complete checkpoint in a folder, None without one; a damaged one is named."""
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.partition("-")[2])):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # written last
+            for file in path.glob("*.safetensors"):
+                with safe_open(file, "pt"):
+                    pass
+            for file in path.glob("*.pt"):
+                zipfile.ZipFile(file).close()
+            return str(path)
+        except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
+            print(f"{path} is damaged ({error}): going back to the one before")
+    return None
+
+
 same_run = {
     name: value for name, value in settings.items() if name not in ("RESUME", "TRAIN", "EXPORT", "DEMO")
 }
@@ -534,6 +559,7 @@ trainer = SFTTrainer(
         logging_steps=max(1, steps // 50), eval_strategy="steps", eval_steps=max(1, steps // EVALUATIONS),
         save_strategy="steps", save_steps=max(1, steps // EVALUATIONS), save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model="eval_loss",
+        logging_nan_inf_filter=False,  # a NaN shall be seen, not left out of the mean
         dataset_num_proc=None,  # a flat script must not be started again by a worker
         seed=SEED, data_seed=SEED, report_to=REPORT_TO,
     ),
@@ -546,10 +572,15 @@ masked = re.sub(r"(<\|image_pad\|>)+", "<image>", processor.tokenizer.decode(ids
 print(f"Not trained on:\n{masked}\nTrained on:\n{processor.tokenizer.decode(ids[trained])}")
 adapter, started, first_step = Path(OUTPUT) / "lora", time.time(), 0
 if TRAIN:
-    newest = get_last_checkpoint(checkpoints) if RESUME and checkpoints.exists() else None
+    newest = newest_checkpoint(checkpoints) if RESUME else None
     first_step = int(newest.rpartition("-")[2]) if newest else 0
     print(f"Going on from {newest}" if newest else f"Training for {steps} steps")
-    trainer.train(resume_from_checkpoint=newest)
+    try:
+        trainer.train(resume_from_checkpoint=newest)
+    except (OSError, RuntimeError):  # PyTorch's words for a full disk are no help
+        if shutil.disk_usage(OUTPUT).free > 2**24:
+            raise
+        raise SystemExit(f"No space left in {OUTPUT}: make room and run this again, it goes on") from None
 else:
     set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
 seconds, done = time.time() - started, trainer.state.global_step

@@ -7,7 +7,7 @@ Trains, from this repo's own text and nothing else, the model that the scripts u
 - `data/tiny-qwen2.5/`: Qwen2 architecture, hidden size 192, 6 layers, byte-level BPE with 6,144 tokens, ChatML;
 - `data/sums.jsonl`: the problems of grpo_r1.py's rehearsal, which no exercise of the pretraining asks.
 
-Run:    `uv run data/build_tiny_models.py` (29 minutes on one core; 17 on two, going by its first 100 steps)
+Run:    `uv run data/build_tiny_models.py` (34 minutes on one core)
 Data:   `data/corpus/*.txt` (paragraphs, and `Q:` / `A:` pairs that become chat turns), loose sentences from the
         training topics of `data/gongwen.json`, and generated exercises (sums, dates, copying). No row that a
         script is scored on, and no text in the form of an official document.
@@ -35,7 +35,7 @@ VOCAB_SIZE = 6144  # 49k would make every step four times slower
 HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE = 192, 6, 3, 1, 512  # multiples of 64: NF4 packs blocks of 64
 SEQUENCE = 256  # tokens in a packed row
 BATCH = 8  # rows in a step
-STEPS = 1800  # about six passes over the text
+STEPS = 3600  # about twelve passes over the text
 LEARNING_RATE = 2e-3  # peak; cosine to a tenth after 50 warm-up steps
 EXERCISES = (
     1500  # generated exercises of a kind (twelve times as many sums); each pass takes an eighth of all

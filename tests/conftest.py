@@ -69,7 +69,9 @@ def with_constants(source: str, **constants) -> str:
         }:  # GRADIENT_CHECKPOINTING is "unsloth" or False
             raise TypeError(f"{name} is {type(old).__name__} in the script, not {type(value).__name__}")
     rehearsal = [
-        node for node in tree.body if isinstance(node, ast.If) and "data/tiny" in ast.unparse(node.test)
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and "MODEL.startswith" in ast.unparse(node.test)
     ]
     last = rehearsal[0] if rehearsal else [node for node in tree.body if is_constant(node)][-1]
     lines = source.splitlines(keepends=True)
@@ -77,11 +79,19 @@ def with_constants(source: str, **constants) -> str:
     return "".join(lines[: last.end_lineno]) + new + "".join(lines[last.end_lineno :])
 
 
-def start(script, output, runner=(), environment=None, cwd=ROOT, then="", **constants) -> subprocess.Popen:
-    """Start a script with other constants in a process of its own; `then` is code to run after its last line."""
-    output.mkdir(parents=True, exist_ok=True)
+def start(
+    script, output, runner=(), environment=None, cwd=ROOT, then="", changes=(), **constants
+) -> subprocess.Popen:
+    """Start a script with other constants in a process of its own.
+
+    `then` is code to run after its last line; of `changes`, (old, new), each replaces a text that is there once.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
     source = output.parent / f"{output.name}-source.py"
     text = with_constants((ROOT / script).read_text(encoding="utf-8"), **constants)
+    for old, new in changes:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
     source.write_text(text + then, encoding="utf-8")
     start_file = output.parent / f"{output.name}-runner.py"
     start_file.write_text(RUNNER, encoding="utf-8")
@@ -112,12 +122,12 @@ def kill_in_training(script, output, step, runner=(), environment=None, **consta
 
 @pytest.fixture(scope="session")
 def run_script(tmp_path_factory):
-    """Return run(script, output=None, runner=(), environment=None, cwd=ROOT, then="", **constants) -> Run."""
+    """Return run(script, output=None, **what start() takes) -> Run."""
 
-    def run(script, output=None, runner=(), environment=None, cwd=ROOT, then="", **constants) -> Run:
+    def run(script, output=None, **options) -> Run:
         output = output or tmp_path_factory.mktemp(Path(script).stem) / "output"
         begin = time.time()
-        process = start(script, output, runner, environment, cwd, then, **constants)
+        process = start(script, output, **options)
         stdout, stderr = process.communicate(timeout=1200)
         return Run(process.returncode, stdout, stderr, output, time.time() - begin)
 

@@ -61,7 +61,9 @@ def test_settings_are_literals(script):
 def test_one_rehearsal_block_and_no_other_branch(script):
     tree = ast.parse(source_of(script))
     blocks = [
-        node for node in tree.body if isinstance(node, ast.If) and "data/tiny" in ast.unparse(node.test)
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and "MODEL.startswith" in ast.unparse(node.test)
     ]
     assert ast.unparse(blocks[0].test) == "MODEL.startswith('data/tiny')"
     assert all(is_constant(node) for node in blocks[0].body)

@@ -131,9 +131,8 @@ def test_gpu_path_runs_and_agrees_with_the_cpu(run_script, inputs, tmp_path, scr
     for name, runner in (("cpu", []), ("gpu", SIMULATED)):
         four_bit = {} if script == "sft_medical.py" else {"LOAD_IN_4BIT": False}
         then = (GIVEN_SAMPLES if script == "grpo_r1.py" else FIRST) + THEN
-        run = run_script(
-            script, tmp_path / name, runner, inputs[script], then=then, **SCRIPTS[script], **four_bit
-        )
+        options = {"runner": runner, "environment": inputs[script], "then": then}
+        run = run_script(script, tmp_path / name, **options, **SCRIPTS[script], **four_bit)
         assert run.status == 0, run.stdout[-2000:] + run.stderr[-3000:]
         histories[name] = json.loads((run.output / "history.json").read_text())
         assert load_file(run.output / "lora" / "adapter_model.safetensors")
@@ -150,7 +149,7 @@ def test_gpu_path_in_4_bit_resumes(run_script, inputs, tmp_path, script):
     if script == "sft_medical.py":
         constants["RUNS"] = [("qlora", 8)]
     kill_in_training(script, output, 1, SIMULATED, inputs[script], **constants)
-    run = run_script(script, output, SIMULATED, inputs[script], **constants)
+    run = run_script(script, output, runner=SIMULATED, environment=inputs[script], **constants)
     assert run.status == 0, run.stdout[-2000:] + run.stderr[-3000:]
     assert "oing on from" in run.stdout
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))

@@ -97,6 +97,20 @@ def test_saved_adapter_is_scored_and_merged(run_script, short_run):
     assert texts[0] == texts[1]
 
 
+def test_two_processes_train_as_one(run_script):
+    """torchrun with two processes and half the batch each: one report, one adapter, the loss of one process."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    few = {"MAX_STEPS": 8, "EVALUATIONS": 2, "EVAL_ROWS": 8, "NEW_TOKENS": 8}
+    one = run_script("sft_alpaca.py", BATCH_SIZE=4, **few)
+    two = run_script("sft_alpaca.py", runner=torchrun, BATCH_SIZE=2, **few)
+    alone, together = metrics_of(one), metrics_of(two)
+    assert two.stdout.count("Saved in") == 1 and together["train"]["steps"] == alone["train"]["steps"] == 8
+    assert together["before"]["loss"] == pytest.approx(alone["before"]["loss"], abs=1e-3)
+    assert together["after"]["loss"] == pytest.approx(alone["after"]["loss"], abs=0.02)
+    assert alone["after"]["loss"] < alone["before"]["loss"] - 0.1
+    assert {path.name for path in two.output.iterdir()} == {path.name for path in one.output.iterdir()}
+
+
 def test_variants_of_lora(run_script):
     run = run_script(
         "sft_gongwen.py", USE_DORA=True, USE_RSLORA=True, LORA_PLUS=4, **{**SHORT, "MAX_STEPS": 2}
