@@ -168,9 +168,12 @@ def read_json(path: Path) -> list:
     for number, part in enumerate([text] if whole else text.split("\n"), 1):
         try:
             rows += [json.loads(part)] if part.strip() else []
-        except json.JSONDecodeError as error:
-            line = error.lineno if whole else number
-            raise ValueError(f"{path}, line {line}: not JSON ({error.msg}); mend that line") from None
+        except (json.JSONDecodeError, RecursionError) as error:
+            line, reason = (
+                getattr(error, "lineno", 1) if whole else number,
+                getattr(error, "msg", "nested too deep"),
+            )
+            raise ValueError(f"{path}, line {line}: not JSON ({reason}); mend that line") from None
     return rows[0] if whole else rows
 
 

@@ -184,9 +184,12 @@ def read_json(path: Path) -> list:
     for number, part in enumerate([text] if whole else text.split("\n"), 1):
         try:
             rows += [json.loads(part)] if part.strip() else []
-        except json.JSONDecodeError as error:
-            line = error.lineno if whole else number
-            raise ValueError(f"{path}, line {line}: not JSON ({error.msg}); mend that line") from None
+        except (json.JSONDecodeError, RecursionError) as error:
+            line, reason = (
+                getattr(error, "lineno", 1) if whole else number,
+                getattr(error, "msg", "nested too deep"),
+            )
+            raise ValueError(f"{path}, line {line}: not JSON ({reason}); mend that line") from None
     return rows[0] if whole else rows
 
 
@@ -206,15 +209,16 @@ def read_rows(source: str) -> list[dict]:
     usable, seen = [], set()
     for number, row in enumerate(rows, 1):
         row = row if isinstance(row, dict) else {}
-        missing = [key for key in ("instruction", "output") if not str(row.get(key) or "").strip()]
-        letters = re.sub(r"\W", "", str(row.get("output")))
+        texts = {key: str(row.get(key) or "").strip() for key in ("instruction", "input", "output", "topic")}
+        missing = [key for key in ("instruction", "output") if not texts[key]]
+        letters = re.sub(r"\W", "", texts["output"])
         if missing or letters in seen:
             reason = f"no {' and no '.join(missing)}" if missing else "the output of an earlier row again"
             print(f"{path}, row {number}: {reason}; left out")
         else:
             seen.add(letters)
-            title = re.search(".*关于.*|$", row["output"])[0]
-            usable.append({**row, "topic": row.get("topic") or title or row["instruction"]})
+            title = re.search(".*关于.*|$", texts["output"])[0]
+            usable.append({**texts, "topic": texts["topic"] or title or texts["instruction"]})
     if not usable:
         raise ValueError(f"{path} holds no usable row: each needs instruction and output, input is optional")
     return usable
