@@ -123,9 +123,9 @@ DEMO = False  # True: a chat page on http://127.0.0.1:7860
 TRY = "我父亲突然胸口压榨样疼痛，出了一身冷汗，已经二十分钟了，怎么办？"  # for the last cell
 
 if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below, a tiny model, three minutes on two cores
-    RUNS, MAX_LENGTH, NEW_TOKENS, EPOCHS = [("lora", 150), ("lora", 450)], 512, 384, 1
-    LEARNING_RATE, LORA_R, LORA_ALPHA, BATCH_SIZE, ACCUMULATION = 5e-3, 32, 64, 2, 1
-    EVALUATIONS, VAL_ROWS, EVAL_ROWS, RED_ROWS, EVAL_BATCH = 1, 24, 40, 12, 52
+    RUNS, MAX_LENGTH, NEW_TOKENS, EPOCHS = [("lora", 120), ("lora", 480)], 220, 100, 3
+    LEARNING_RATE, LORA_R, LORA_ALPHA, BATCH_SIZE, ACCUMULATION = 4e-3, 32, 64, 4, 1
+    EVALUATIONS, VAL_ROWS, EVAL_ROWS, RED_ROWS, EVAL_BATCH = 1, 24, 66, 12, 66
     GRADIENT_CHECKPOINTING, GGUF_QUANT = False, "q8_0"
 settings = {name: value for name, value in list(globals().items()) if name.isupper()}
 try:  # before anything is loaded
