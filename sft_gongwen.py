@@ -107,7 +107,7 @@ REPORT_TO = "none"  # "tensorboard", "wandb", "swanlab", "trackio"
 TRY = "请以清江市卫生健康委员会名义起草一份开展冬季传染病防控督导的通知。"  # for the last cell
 
 if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below, a tiny model, three minutes on two cores
-    MAX_LENGTH, NEW_TOKENS, EPOCHS, LEARNING_RATE, LORA_R, LORA_ALPHA = 300, 240, 4, 4e-3, 64, 128
+    MAX_LENGTH, NEW_TOKENS, EPOCHS, LEARNING_RATE, LORA_R, LORA_ALPHA = 300, 240, 6, 4e-3, 64, 128
     BATCH_SIZE, ACCUMULATION, EVALUATIONS, EVAL_ROWS, EVAL_BATCH = 2, 1, 1, 24, 24
     GRADIENT_CHECKPOINTING, LOAD_IN_4BIT, GGUF_QUANT = False, False, "q8_0"  # NF4 is slow on most CPUs
 settings = {name: value for name, value in list(globals().items()) if name.isupper()}

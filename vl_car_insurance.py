@@ -650,7 +650,8 @@ def contact_sheet(rows: list[dict], texts: list[str], path: Path) -> None:
             right = score_rows([told], [{name: value}])["field_accuracy"][0]
             line = f"{name}: {value} | {told.get(name, '-')}"
             line = line if chinese else re.sub("[^ -~]+", "*", line)
-            style = {"color": "green" if right else "red", "fontsize": 8, "family": chinese or "DejaVu Sans"}
+            style = {"color": "green" if right else "red", "family": chinese or "DejaVu Sans"}
+            style["fontsize"] = 8 if len(line) < 40 else 6.5  # a VIN twice is wider than a photo
             place.text(0, -0.08 - 0.09 * i, line, transform=place.transAxes, **style)
     axes[0, 0].set_title("reference | prediction", loc="left", fontsize=9)
     figure.savefig(path.with_suffix(".tmp.png"), dpi=110, bbox_inches="tight")

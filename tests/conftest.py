@@ -97,6 +97,8 @@ def start(
     start_file.write_text(RUNNER, encoding="utf-8")
     command = [sys.executable, *runner, str(start_file), str(ROOT / script), str(source)]
     variables = {**os.environ, "OUTPUT": str(output), "PYTHONUNBUFFERED": "1", **(environment or {})}
+    if "PYTEST_XDIST_WORKER" in os.environ:  # two workers on two cores
+        variables["OMP_NUM_THREADS"] = "1"
     return subprocess.Popen(
         command,
         cwd=cwd,

@@ -1,4 +1,4 @@
-"""The data, the masking and the scores of sft_medical.py; its runs are in test_runs.py."""
+"""The data, the masking and the scores of sft_medical.py, and its runs."""
 
 import csv
 import io
@@ -699,3 +699,73 @@ def test_reference_answers_are_careful(script, shipped):
     urgent = [text for row, text in zip(rows, answers) if row["meta"]["risk_level"] == "high"]
     assert script.risky_prescription_rate(answers) < 0.1
     assert script.urgent_coverage(urgent) > 0.9
+
+
+def metrics_of(output) -> dict:
+    return json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+
+
+def results_of(output) -> list[dict]:
+    with (output / "results.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def predictions_of(output) -> list[dict]:
+    return [
+        json.loads(line) for line in (output / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+
+
+def test_rehearsal_improves(rehearsal):
+    metrics = metrics_of(rehearsal(SCRIPT).output)
+    before, after = metrics["before"], metrics["after"]
+    assert (
+        before.keys() == after.keys() >= {"loss", "rouge_l", "chrf", "think_coverage", "red_team_pass_rate"}
+    )
+    assert after["loss"] < 0.9 * before["loss"]
+    assert before["think_coverage"] <= 0.2 and after["think_coverage"] >= 0.6
+
+
+def test_rehearsal_leaves_what_it_says(rehearsal):
+    run = rehearsal(SCRIPT)
+    names = {path.name for path in run.output.iterdir()}
+    assert names == {
+        "lora", "lora-120", "metrics.json", "report.md", "results.csv", "predictions.jsonl", "splits.json",
+        "loss.png", "scaling.png", "data.png",
+    }  # fmt: skip
+    results, metrics = results_of(run.output), metrics_of(run.output)
+    assert [(row["method"], row["size"]) for row in results] == [("lora", "120"), ("lora", "480")]
+    assert float(results[1]["loss"]) < float(results[0]["loss"]) < metrics["before"]["loss"]
+    assert float(results[1]["think_coverage"]) == pytest.approx(metrics["after"]["think_coverage"], abs=1e-5)
+    assert (
+        float(results[1]["rouge_l_low"]) <= float(results[1]["rouge_l"]) <= float(results[1]["rouge_l_high"])
+    )
+    answers = predictions_of(run.output)
+    per_run = Counter(answer["run"] for answer in answers)
+    assert (
+        len(per_run) == 3 and len(set(per_run.values())) == 1
+    )  # before and two runs answered the same questions
+    splits = json.loads((run.output / "splits.json").read_text(encoding="utf-8"))
+    assert not set(splits["train"]) & (set(splits["test"]) | set(splits["val"]))
+    assert set(splits["gold"]) <= set(splits["test"])
+    report = (run.output / "report.md").read_text(encoding="utf-8")
+    assert "of no use to anyone" in report and "| think_coverage |" in report and "拨打120" in report
+    assert all((run.output / name).stat().st_size > 5000 for name in ("loss.png", "scaling.png", "data.png"))
+
+
+def test_killed_study_goes_on(run_script, tmp_path):
+    """Killed in the second run of a study: the first is kept, no answer is given twice, the table is whole."""
+    few = {
+        "RUNS": [("lora", 8), ("lora", 16)], "EQUAL_STEPS": 4, "EVALUATIONS": 2, "VAL_ROWS": 4, "EVAL_ROWS": 4,
+        "RED_ROWS": 2, "NEW_TOKENS": 8,
+    }  # fmt: skip
+    output = tmp_path / "run"
+    finished = '    write_text(checkpoints / "result.json"'
+    kill = f"    if len(results) == 2:\n        os.kill(os.getpid(), 9)\n{finished}"
+    assert run_script(SCRIPT, output, changes=[(finished, kill)], **few).status == -9
+    run = run_script(SCRIPT, output, **few)
+    assert run.status == 0, run.stderr[-2000:]
+    assert "lora-16: going on from" in run.stdout and "lora-8: training" not in run.stdout
+    assert [row["size"] for row in results_of(output)] == ["8", "16"]
+    keys = [(row["run"], row["instruction"], row["input"]) for row in predictions_of(output)]
+    assert len(keys) == len(set(keys)) == 3 * 6

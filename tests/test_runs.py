@@ -35,7 +35,10 @@ def test_gongwen_rehearsal_improves(rehearsal):
     assert before.keys() == after.keys() >= {"format_score", "term_score", "kind_as_asked", "fact_score"}
     assert after["format_score"] >= 0.70 and after["format_score"] - before["format_score"] >= 0.30
     assert after["term_score"] - before["term_score"] >= 0.30
-    assert metrics["train"]["steps"] > 50 and metrics["train"]["trainable_parameters"] < 0.3 * metrics["train"]["total_parameters"]
+    assert (
+        metrics["train"]["steps"] > 50
+        and metrics["train"]["trainable_parameters"] < 0.3 * metrics["train"]["total_parameters"]
+    )
     assert metrics["train"].keys() >= {"seconds", "tokens_per_second", "peak_memory_gb", "total_parameters"}
     assert metrics["settings"]["SEED"] == 3407 and metrics["versions"]["unsloth"] == "2026.10.9"
 
