@@ -208,8 +208,10 @@ def test_llama_cpp_answers_in_chatml_and_stops(gguf, script):
     assert any(ended)
     # Token by token, and with the <|im_end|> that ended it, this is what transformers chooses, q8_0 aside.
     tokens = [[token["id"] for token in choice["logprobs"]["content"]] for choice in made]
-    end = script.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    tokens = [part + [end] * (stop and part[-1:] != [end]) for part, stop in zip(tokens, ended)]
+    end, *ends = map(
+        script.tokenizer.convert_tokens_to_ids, ("<|im_end|>", "<|endoftext|>")
+    )  # Qwen2.5 stops at both
+    tokens = [part + [end] * (stop and part[-1] not in (end, *ends)) for part, stop in zip(tokens, ended)]
     model = AutoModelForCausalLM.from_pretrained(gguf.parent / "merged_16bit", dtype=torch.float32)
     assert regret(model, script, tokens) < 0.5
 

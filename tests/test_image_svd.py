@@ -182,7 +182,7 @@ def test_the_script_runs_and_reports(run_script):
 def test_without_model_and_adapter_a_line_says_so(run_script, tmp_path):
     run = run_script(SPECTRA, environment={"MODEL": str(tmp_path)}, ADAPTER=str(tmp_path / "*"))
     assert run.status == 0 and "No adapter" in run.stdout and "No model" in run.stdout
-    assert not list(run.output.iterdir())
+    assert not run.output.exists()
 
 
 def test_full_fine_tuning_is_drawn_beside_an_adapter(run_script, tmp_path):
