@@ -408,11 +408,12 @@ def group_similar(rows: list[dict]) -> list[int]:
     codes, unique = pd.factorize(
         pd.Series(["".join(shingles(rows[i]["input"])) for i in maybe], dtype=object)
     )
-    pairs = [[text[at : at + 2] for at in range(0, len(text) or 1, 2)] for text in unique]
+    pairs = ([text[at : at + 2] for at in range(0, len(text) or 1, 2)] for text in unique)
     hashes, index, edges = RMinHash.from_token_sets(pairs, 64, SEED), RMinHashLSH(0.7, 64, 16), []
     index.insert_many(hashes)
-    for a, found in enumerate(index.query_all(hashes)):
-        edges += [(a, b) for b in found if b > a and hashes[a].jaccard(hashes[b]) >= 0.7]
+    for start in range(0, len(hashes), 10_000):
+        for a, found in enumerate(index.query_all(hashes[start : start + 10_000]), start):
+            edges += [(a, b) for b in found if b > a and hashes[a].jaccard(hashes[b]) >= 0.7]
     ends = tuple(zip(*edges)) or ((), ())
     graph = coo_array((np.ones(len(edges)), ends), shape=(len(unique), len(unique)))
     labels = connected_components(graph)[1] if len(unique) else []

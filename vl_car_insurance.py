@@ -733,8 +733,11 @@ def read_photo(photo, prompt: str) -> tuple[str, dict]:
 example = eval_rows[0]
 print(example["prompt"], *read_photo(example["image"], example["prompt"]), sep="\n")
 if DEMO:
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     import gradio
 
-    inputs = [gradio.Image(type="pil", label="photo"), gradio.Textbox(example["prompt"], label="prompt")]
+    asked = sorted({row["prompt"] for row in rows})
+    inputs = [gradio.Image(type="pil"), gradio.Dropdown(asked, label="prompt", allow_custom_value=True)]
     outputs = [gradio.Textbox(label="sentence"), gradio.JSON(label="fields")]
-    gradio.Interface(read_photo, inputs, outputs, title=Path(MODEL).name).launch(server_name="127.0.0.1")
+    page = gradio.Interface(read_photo, inputs, outputs, title=Path(MODEL).name, flagging_mode="never")
+    page.launch(server_name="127.0.0.1")

@@ -102,6 +102,14 @@ def test_nothing_unsafe(script):
     )
 
 
+@pytest.mark.parametrize("script", ["sft_medical.py", "vl_car_insurance.py"])
+def test_pages_stay_on_this_machine_and_tell_nobody(script):
+    """The page listens on the loopback address, and gradio's reports are off before gradio is imported."""
+    demo = source_of(script).rpartition("if DEMO:")[2]
+    assert demo.index('"GRADIO_ANALYTICS_ENABLED"] = "False"') < demo.index("import gradio")
+    assert re.search(r"\.launch\(server_name=\"127\.0\.0\.1\"", demo)
+
+
 def test_equal_names_are_equal_functions():
     bodies = {}
     for script in TRAINING:
