@@ -131,7 +131,7 @@ def llama_factory(model: str) -> dict:
     python = FACTORY / "bin" / "python"
     if not python.exists():
         subprocess.run(["uv", "venv", "-q", "--python", "3.11", FACTORY], check=True)
-        packages = ["llamafactory==0.9.5", "torch==2.10.0", "torchvision==0.25.0"]
+        packages = ["llamafactory==0.9.5", "torch==2.10.0", "torchvision==0.25.0", "torchaudio==2.10.0"]
         subprocess.run(["uv", "pip", "install", "-q", "--python", python, *packages], check=True)
     information = {"rows": {"file_name": "rows.json"}}
     (WORK / "dataset_info.json").write_text(json.dumps(information))
