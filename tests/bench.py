@@ -143,7 +143,7 @@ def llama_factory(model: str) -> dict:
         "gradient_accumulation_steps": 1, "max_steps": STEPS, "learning_rate": 2e-4, "seed": 3407,
         "include_num_input_tokens_seen": "non_padding", "lora_dropout": 0.0, "optim": "adamw_torch",
     }  # fmt: skip
-    file = WORK / "factory.json"
+    file = WORK / "factory.yaml"  # JSON is YAML; its own JSON reader is broken
     file.write_text(json.dumps(settings))
     code = (
         "import json, resource, sys; from llamafactory.train.tuner import run_exp; sys.argv[1:] = [sys.argv[1]];"
