@@ -53,6 +53,9 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 # %% Settings
 if "__file__" in globals() and not Path("data/tiny-qwen2.5").is_dir():  # started from another folder
+    for name in {"MODEL", "DATA", "OUTPUT"} & set(os.environ):  # what was given stays where it was meant
+        if name == "OUTPUT" or Path(os.environ[name]).exists():
+            os.environ[name] = os.path.abspath(os.environ[name])
     os.chdir(Path(__file__).parent)
     print(f"Relative paths start in {Path.cwd()}")
 GPU = torch.cuda.is_available()
@@ -169,10 +172,8 @@ def read_json(path: Path) -> list:
         try:
             rows += [json.loads(part)] if part.strip() else []
         except (json.JSONDecodeError, RecursionError) as error:
-            line, reason = (
-                getattr(error, "lineno", 1) if whole else number,
-                getattr(error, "msg", "nested too deep"),
-            )
+            line = getattr(error, "lineno", 1) if whole else number
+            reason = getattr(error, "msg", "nested too deep")
             raise ValueError(f"{path}, line {line}: not JSON ({reason}); mend that line") from None
     return rows[0] if whole else rows
 

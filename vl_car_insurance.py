@@ -61,6 +61,9 @@ from matplotlib import font_manager  # noqa: E402
 
 # %% Settings
 if "__file__" in globals() and not Path("data/tiny-qwen2.5").is_dir():  # started from another folder
+    for name in {"MODEL", "DATA", "OUTPUT"} & set(os.environ):  # what was given stays where it was meant
+        if name == "OUTPUT" or Path(os.environ[name]).exists():
+            os.environ[name] = os.path.abspath(os.environ[name])
     os.chdir(Path(__file__).parent)
     print(f"Relative paths start in {Path.cwd()}")
 GPU = torch.cuda.is_available()

