@@ -342,7 +342,8 @@ def token_losses(rows: Dataset) -> tuple[list[float], list[int]]:
             start = len(tokenizer(prompt).input_ids)
         labels = torch.tensor([[-100] * start + ids[start:]], device=model.device)
         with torch.no_grad():
-            loss = model(input_ids=torch.tensor([ids], device=model.device), labels=labels).loss
+            inputs = torch.tensor([ids], device=model.device)
+            loss = model(input_ids=inputs, labels=labels, use_cache=False).loss
         tokens.append(len(ids) - start)
         nats.append(loss.item() * tokens[-1])
     FastLanguageModel.for_training(model)
@@ -403,6 +404,8 @@ trainer = SFTTrainer(
         save_strategy="steps", save_steps=max(1, steps // EVALUATIONS), save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model="eval_loss",
         train_sampling_strategy="group_by_length",  # rows of like length together: less padding
+        gradient_checkpointing=bool(GRADIENT_CHECKPOINTING),  # TRL's default is True
+        loss_type="nll",  # in chunks by Unsloth; TRL's own chunks are slower
         logging_nan_inf_filter=False,  # a NaN shall be seen, not left out of the mean
         dataset_num_proc=None,  # a flat script must not be started again by a worker
         seed=SEED, data_seed=SEED, report_to=REPORT_TO,

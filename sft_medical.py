@@ -834,6 +834,8 @@ for method, size in RUNS if TRAIN else RUNS[-1:]:
             eval_steps=max(1, steps // EVALUATIONS), save_strategy="steps",
             save_steps=max(1, steps // EVALUATIONS), save_total_limit=2, load_best_model_at_end=True,
             metric_for_best_model="eval_loss",
+            gradient_checkpointing=bool(GRADIENT_CHECKPOINTING),  # TRL's default is True
+            loss_type="nll",  # in chunks by Unsloth; TRL's own chunks are slower
             logging_nan_inf_filter=False,  # a NaN shall be seen, not left out of the mean
             dataset_num_proc=None,  # a flat script must not be started again by a worker
             seed=SEED, data_seed=SEED, report_to=REPORT_TO,

