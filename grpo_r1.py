@@ -487,7 +487,7 @@ saving.rename(adapter)
 packages = ("unsloth", "unsloth_zoo", "trl", "torch", "transformers", "peft", "datasets", "bitsandbytes")
 gained = [entry["reward"] for entry in history]
 first, last = (mean_and_interval(part)[0] if part else None for part in (gained[:10], gained[-10:]))
-peak = torch.cuda.max_memory_reserved() or psutil.Process().memory_info().rss
+peak = torch.cuda.max_memory_reserved() or psutil.Process().memory_info().rss  # on a CPU: what is held now
 metrics = {
     "scenario": "r1", "model": MODEL, "device": DEVICE,
     "before": {name: round(mean_and_interval(values)[0], 6) for name, values in before.items()},

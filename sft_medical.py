@@ -940,7 +940,7 @@ def export(adapter: Path, kind: str, quantization: str) -> None:
 
 output = Path(OUTPUT)
 packages = ("unsloth", "unsloth_zoo", "trl", "torch", "transformers", "peft", "datasets", "bitsandbytes")
-peak = torch.cuda.max_memory_reserved() or psutil.Process().memory_info().rss
+peak = torch.cuda.max_memory_reserved() or psutil.Process().memory_info().rss  # on a CPU: what is held now
 metrics = {
     "scenario": "medical", "model": MODEL, "device": DEVICE,
     "before": {name: round(mean_and_interval(values)[0], 6) for name, values in before.items()},

@@ -193,6 +193,8 @@ def upright_rgb(raw: bytes) -> tuple[bytes, str]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Photo.DecompressionBombWarning)
             image = Photo.open(BytesIO(raw))
+            side = int(MAX_PIXELS**0.5)
+            image.draft(None, (side, side))  # a large JPEG is decoded at a half or a quarter of its size
             image.load()
     except (Photo.DecompressionBombError, Photo.DecompressionBombWarning):
         raise ValueError("the picture has more than 89 million pixels: save it smaller") from None
@@ -670,7 +672,7 @@ shutil.rmtree(adapter, ignore_errors=True)
 saving.rename(adapter)
 
 packages = ("unsloth", "unsloth_zoo", "trl", "torch", "transformers", "peft", "datasets", "bitsandbytes")
-peak = torch.cuda.max_memory_reserved() or psutil.Process().memory_info().rss
+peak = torch.cuda.max_memory_reserved() or psutil.Process().memory_info().rss  # on a CPU: what is held now
 metrics = {
     "scenario": "car_insurance", "model": MODEL, "device": DEVICE,
     "before": {name: round(mean_and_interval(before[name])[0], 6) for name in names},

@@ -5,34 +5,20 @@ Ratings of MovieLens form are generated: half stars, long-tailed films. Each eng
 own; the median of its fits is printed, with their CPU time, peak memory and the RMSE on a held-out tenth.
 """
 
-import ast
 import resource
 import subprocess
 import sys
 import time
-import types
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from conftest import functions_of
 
-SCRIPT = Path(__file__).resolve().parent.parent / "movielens_als" / "movielens_als.py"
 RANK, REGULARIZATION, ITERATIONS, SEED = 32, 0.1, 10, 3407
 SHAPES = {
     100_000: (610, 9_724),
     10_000_000: (70_000, 12_000),
 }  # users and films; the first as in latest-small
-
-
-def functions() -> types.SimpleNamespace:
-    """Return the script's imports, constants and functions."""
-    tree = ast.parse(SCRIPT.read_text(encoding="utf-8"))
-    kept = (ast.Import, ast.ImportFrom, ast.FunctionDef)
-    constant = [n for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]).isupper()]
-    body = [node for node in tree.body if isinstance(node, kept) or node in constant]
-    space = {}
-    exec(compile(ast.Module(body, []), str(SCRIPT), "exec"), space)
-    return types.SimpleNamespace(**space)
 
 
 def ratings_like_movielens(count: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -117,7 +103,7 @@ if len(names) > 1:
     for name in names:
         subprocess.run([sys.executable, __file__, str(count), name], check=True)
 else:
-    SPACE, CLOCK = functions(), []
+    SPACE, CLOCK = functions_of("movielens_als/movielens_als.py"), []
     train, test = ratings_like_movielens(count)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     walls, cpus = [], []

@@ -4,10 +4,8 @@
 folder, runs each size in a process of its own and prints seconds by stage and peak memory.
 """
 
-import ast
 import csv
 import json
-import os
 import random
 import re
 import resource
@@ -15,10 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
 from pathlib import Path
 
-from conftest import ROOT, is_constant
+from conftest import functions_of
 
 ENCODINGS = ["utf-8", "gbk", "gb18030", "utf-8-sig", "utf-16"]
 FILE_ROWS = 30_000
@@ -28,17 +25,6 @@ DIRT = [
     "微信号lily{:08d}。",
     "身份证11010519491231002X。",
 ]
-
-
-def functions() -> types.SimpleNamespace:
-    """Return the script's imports but Unsloth, constants and functions."""
-    tree = ast.parse((ROOT / "sft_medical.py").read_text(encoding="utf-8"))
-    kept = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
-    body = [node for node in tree.body if isinstance(node, kept) or is_constant(node)]
-    body = [node for node in body if getattr(node, "module", "") != "unsloth"]
-    space = {}
-    exec(compile(ast.Module(body, type_ignores=[]), "sft_medical.py", "exec"), space)
-    return types.SimpleNamespace(**space)
 
 
 def write_rows(folder: Path, count: int, script) -> None:
@@ -90,8 +76,7 @@ def measure(folder: Path, script) -> dict:
     }
 
 
-os.chdir(ROOT)
-script = functions()
+script = functions_of("sft_medical.py")
 if sys.argv[1:2] == ["--measure"]:
     print(json.dumps(measure(Path(sys.argv[2]), script)))
 else:

@@ -7,6 +7,7 @@ import sys
 import time
 import types
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -150,26 +151,23 @@ def rehearsal(run_script):
     return get
 
 
+@cache
+def functions_of(script: str) -> types.ModuleType:
+    """Return a module of a script's imports, constants, functions and classes; nothing else of it is run."""
+    tree = ast.parse((ROOT / script).read_text(encoding="utf-8"))
+    kept = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+    body = [node for node in tree.body if isinstance(node, kept) or is_constant(node)]
+    # Unsloth patches its libraries for the whole process, which pure functions do not need.
+    body = [node for node in body if not (isinstance(node, ast.ImportFrom) and node.module == "unsloth")]
+    module = types.ModuleType(Path(script).stem)
+    module.__file__ = str(ROOT / script)
+    sys.modules[module.__name__] = module
+    os.chdir(ROOT)
+    exec(compile(ast.Module(body, type_ignores=[]), str(ROOT / script), "exec"), module.__dict__)
+    return module
+
+
 @pytest.fixture(scope="session")
 def functions():
-    """Return functions(script): a namespace of the script's imports, constants, functions and classes."""
-    spaces = {}
-
-    def load(script):
-        if script not in spaces:
-            tree = ast.parse((ROOT / script).read_text(encoding="utf-8"))
-            kept = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
-            body = [node for node in tree.body if isinstance(node, kept) or is_constant(node)]
-            # Unsloth patches its libraries for the whole process, which pure functions do not need.
-            body = [
-                node for node in body if not (isinstance(node, ast.ImportFrom) and node.module == "unsloth")
-            ]
-            module = types.ModuleType(Path(script).stem)
-            module.__file__ = str(ROOT / script)
-            sys.modules[module.__name__] = module
-            exec(compile(ast.Module(body, type_ignores=[]), str(ROOT / script), "exec"), module.__dict__)
-            spaces[script] = module
-        return spaces[script]
-
-    os.chdir(ROOT)
-    return load
+    """Return functions(script), the same for all tests."""
+    return functions_of

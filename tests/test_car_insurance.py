@@ -88,14 +88,10 @@ def replace_in_zip(path: str, pattern: str, data: bytes) -> None:
 
 
 LOADER = f"""
-import ast, sys, types
+import sys
 sys.path.insert(0, "tests")
-from conftest import is_constant
-tree = ast.parse(open({SCRIPT!r}, encoding="utf-8").read())
-kept = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef)) or is_constant(node)]
-kept = [node for node in kept if getattr(node, "module", None) != "unsloth"]
-script = types.ModuleType("script")
-exec(compile(ast.Module(kept, type_ignores=[]), {SCRIPT!r}, "exec"), script.__dict__)
+from conftest import functions_of
+script = functions_of({SCRIPT!r})
 """
 FINE = ["a.jpg", "读", GOOD, "s"]
 # name, files beside the sheet, the bad line (row 3 of the sheet), the cell that is named, words of the message
@@ -226,6 +222,19 @@ def test_large_picture_is_reduced(script, tmp_path):
     (tmp_path / "b.jpg").write_bytes(picture(size=(4000, 3000)))
     image = script.load_rows(write_sheet(tmp_path, [["b.jpg", "读", GOOD]]))[0]["image"]
     assert image.width * image.height <= script.MAX_PIXELS and abs(image.width / image.height - 4 / 3) < 0.02
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_photo_decoded_smaller_shows_the_same(script, mode):
+    """A JPEG of a camera is decoded at a half or a quarter of its size; what comes out is what all of it gives."""
+    waves = np.sin(np.arange(4000) / 40)[None, :] * np.cos(np.arange(3000) / 55)[:, None] * 100 + 128
+    photo, file = Image.fromarray(waves.astype("uint8")).convert(mode), BytesIO()
+    photo.save(file, "JPEG", quality=92)
+    small, _ = script.upright_rgb(file.getvalue())
+    image = Image.open(BytesIO(small))
+    wanted = Image.open(BytesIO(file.getvalue())).convert("RGB").resize(image.size, Image.Resampling.LANCZOS)
+    assert image.size == (896, 672)
+    assert np.abs(np.asarray(image, dtype=float) - np.asarray(wanted, dtype=float)).mean() < 1
 
 
 def test_what_people_do_to_sheets(script, tmp_path):

@@ -165,8 +165,15 @@ for script, constants, name, call in json.loads(sys.argv[1]):
     names = {"math": math, "steps": 100, "checkpoints": "nowhere", "method": "qlora", **constants}
     names["model"] = SimpleNamespace(dtype=torch.bfloat16)
     names |= {"torch": torch, "str": str}
-    values = {keyword.arg: eval(ast.unparse(keyword.value), names) for keyword in ast.parse(call).body[0].value.keywords}
-    config = getattr(trl, name)(**values, use_cpu=True)
+    keywords = ast.parse(call).body[0].value.keywords
+    for recompute in (False, constants["GRADIENT_CHECKPOINTING"]):
+        names["GRADIENT_CHECKPOINTING"] = recompute
+        values = {keyword.arg: eval(ast.unparse(keyword.value), names) for keyword in keywords}
+        config = getattr(trl, name)(**values, use_cpu=True)
+        if config.gradient_checkpointing != bool(recompute):  # TRL's default is True, whatever the model was told
+            failed.append(f"{script}: GRADIENT_CHECKPOINTING = {recompute} is not obeyed")
+    if name == "SFTConfig" and config.loss_type != "nll":  # what Unsloth sets on a card, and its chunks on a CPU need
+        failed.append(f"{script}: loss_type is {config.loss_type}")
     for key, value in values.items():
         kept = getattr(config, key)
         if key not in ("output_dir", "report_to") and (getattr(kept, "value", kept)) != value:

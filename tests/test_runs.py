@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import docx
 import pytest
@@ -131,3 +132,21 @@ def test_bad_data_ends_in_one_line(run_script, tmp_path):
     last = run.stderr.strip().splitlines()[-1]
     assert run.status == 1 and last.startswith(f"Data: {path}, line 1: not JSON")
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_layers_stay_compiled(run_script, tmp_path):
+    """With a KV cache every layer is compiled for itself, and after eight PyTorch gives up without a word."""
+    then = """
+import torch._dynamo
+layers = model.base_model.model.model.layers
+graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+compiled = sum(layer._compiled_call_impl is not None for layer in layers)
+print("GRAPHS", graphs, torch._dynamo.config.recompile_limit, compiled, len(layers))
+"""
+    environment = {"UNSLOTH_CPU_COMPILE": "1", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}
+    settings = {"MAX_STEPS": 2, "EVAL_ROWS": 2, "NEW_TOKENS": 2}
+    run = run_script("sft_alpaca.py", environment=environment, then=then, **settings)
+    assert run.status == 0, run.stderr[-3000:]
+    graphs, limit, compiled, layers = map(int, run.stdout.rpartition("GRAPHS ")[2].split())
+    assert compiled == layers > 0 and 1 <= graphs < limit
