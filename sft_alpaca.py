@@ -6,7 +6,7 @@ The plainest script, the one to read first. Says how well the model predicts hel
 after (loss, perplexity), how near its own answers are to them (chrF) and how many of them end by themselves.
 
 Run:    `python sft_alpaca.py`; edit the constants under Settings, or set MODEL, DATA and OUTPUT
-Needs:  a GPU with 12 GB (not measured yet); without one it rehearses on a tiny model in two minutes
+Needs:  a GPU with 12 GB (not measured yet); without one it rehearses on a tiny model in half a minute
 Data:   {"instruction": "Sort these numbers.", "input": "3, 1, 2", "output": "1, 2, 3"}
 Writes: OUTPUT/lora, metrics.json, report.md, loss.png
 """
@@ -100,7 +100,7 @@ GGUF_QUANT = "q4_k_m"  # or "q8_0", "bf16"
 REPORT_TO = "none"  # "tensorboard", "wandb", "swanlab", "trackio"
 TRY = "Suggest three names for a small bakery."  # for the last cell
 
-if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below, a tiny model, two minutes on two cores
+if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below, a tiny model, half a minute on two cores
     MAX_LENGTH, NEW_TOKENS, EPOCHS, MAX_STEPS, LORA_R, LORA_ALPHA = 256, 96, 1, -1, 32, 64
     LEARNING_RATE, EMBEDDING_LEARNING_RATE = 3e-4, 1e-4
     BATCH_SIZE, ACCUMULATION, EVALUATIONS, EVAL_BATCH = 4, 1, 1, 32
