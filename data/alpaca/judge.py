@@ -1,0 +1,117 @@
+# %% [markdown]
+"""
+# Did it help? The table and the report of an instruction run
+
+Compares the answers of the base model with those of the tuned one: held-out loss, likeness to the reference,
+whether the answers end by themselves, and what general ability was lost. Each difference comes with its interval.
+
+Run:    `uv run data/alpaca/judge.py outputs/alpaca`; sft_alpaca.py runs it itself
+Data:   answers.jsonl (prompt, reference, before, after, perhaps exported) and metrics.json of that folder
+Writes: report.md, and before, after and difference into metrics.json
+"""
+
+# %% Imports
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sacrebleu import sentence_chrf
+from scipy import stats
+
+# %% Settings
+OUTPUT = "outputs/alpaca"  # or the first argument
+SHOWN = 3  # answers side by side in report.md
+
+
+# %% Score
+def score(answers: pd.DataFrame, column: str) -> dict[str, list[float]]:
+    """Return a value an answer: chrF against the reference (0 to 100), whether it ended by itself (0 or 1)."""
+    pairs = zip(answers[column].fillna(""), answers["reference"])
+    scores = {"chrf": [sentence_chrf(text, [reference]).score for text, reference in pairs]}
+    if f"{column}_ended" in answers:
+        scores["ended_by_itself"] = answers[f"{column}_ended"].astype(float).tolist()
+    return scores
+
+
+def compare(before: list[float], after: list[float]) -> dict[str, float | None]:
+    """Return the mean paired difference after - before, its bootstrap 95% interval and permutation p-value.
+
+    `smallest` is what so many rows show in 80% of cases: 2.8 standard errors. None: too few rows to say.
+    """
+    change = np.subtract(after, before)
+    value = low = high = float(change.mean())
+    p = smallest = None
+    if len(change) > 1:
+        p = float(stats.permutation_test((change,), np.mean, permutation_type="samples", rng=0).pvalue)
+    if np.ptp(change) > 0:
+        low, high = map(float, stats.bootstrap((change,), np.mean, rng=0).confidence_interval)
+        smallest = 2.8 * float(stats.sem(change))
+    return {"value": value, "low": low, "high": high, "p": p, "smallest": smallest}
+
+
+# %% Report
+def fenced(text: str) -> str:
+    """Return a text as a Markdown code block that it cannot leave: the fence is longer than any inside."""
+    text = re.sub(r"[^\n\t\x20-\x7e\x80-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 3)
+    return f"{fence}\n{text}\n{fence}\n"
+
+
+def conclusions(difference: dict[str, dict]) -> str:
+    """Return one line a metric: whether it changed by more than chance, and what could have been seen."""
+    lines = ""
+    for name, change in difference.items():
+        if change["smallest"] is None or change["p"] is None:
+            lines += f"- {name}: too few rows, or no row that changed, to say more.\n"
+            continue
+        more = "more than chance" if change["p"] < 0.05 else "no more than chance may do"
+        lines += f"- {name}: {change['value']:+.3f}, {more} (p = {change['p']:.3f}); "
+        lines += f"with so few rows a change below {change['smallest']:.3f} would mostly stay unseen.\n"
+    return lines
+
+
+def markdown_table(before: dict, after: dict, difference: dict) -> str:
+    """Return the means and the differences with their intervals as a Markdown table."""
+    table = pd.DataFrame({"before": before, "after": after})
+    table = table.join(pd.DataFrame(difference).T[["value", "low", "high", "p"]])
+    return table.rename(columns={"value": "difference"}).astype(float).to_markdown(floatfmt=".3f")
+
+
+# %% Run
+folder = Path(sys.argv[1] if len(sys.argv) > 1 else OUTPUT)
+try:
+    answers = pd.read_json(folder / "answers.jsonl", lines=True)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+except (OSError, ValueError) as error:
+    raise SystemExit(f"{folder} holds no finished run: {error}") from None
+before = metrics["losses"]["before"] | score(answers, "before")
+after = metrics["losses"]["after"] | score(answers, "after")
+metrics["before"] = {name: float(np.mean(values)) for name, values in before.items()}
+metrics["after"] = {name: float(np.mean(values)) for name, values in after.items()}
+metrics["difference"] = {name: compare(before[name], after[name]) for name in after}
+table = markdown_table(metrics["before"], metrics["after"], metrics["difference"])
+if "exported" in answers:
+    exported = score(answers, "exported")
+    metrics["exported"] = {name: float(np.mean(values)) for name, values in exported.items()}
+    changes = {name: compare(after[name], exported[name]) for name in exported}
+    table += "\n\nThe exported model against the adapter:\n\n"
+    table += markdown_table(metrics["after"], metrics["exported"], changes)
+(folder / "metrics.json").write_text(json.dumps(metrics, ensure_ascii=False, indent=2), encoding="utf-8")
+
+report = f"# {metrics['model']}, {len(answers)} held-out rows\n\n"
+if metrics["model"].startswith("data/tiny"):
+    report += "**A rehearsal on a tiny model: what it writes is of no use to anyone.**\n\n"
+report += (
+    f"{table}\n\n{conclusions(metrics['difference'])}\nchrF compares letters with one reference: another "
+)
+report += "answer can be as good.\n\n![loss](loss.png)\n"
+for row in answers.head(SHOWN).to_dict("records"):
+    report += f"\n## Asked\n\n{fenced(row['prompt'][-1]['content'])}"
+    for title in ("reference", "before", "after"):
+        report += f"\n{title.capitalize()}:\n\n{fenced(row[title])}"
+report += f"\n## Run\n\n{fenced(json.dumps(metrics['train'] | metrics['versions'], indent=1))}"
+(folder / "report.md").write_text(report, encoding="utf-8")
+print(table)
