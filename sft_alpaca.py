@@ -53,12 +53,13 @@ ACCUMULATION = 1  # forward passes in an optimizer step
 EPOCHS = 3
 MAX_STEPS = 60  # a first look; -1 trains for all EPOCHS
 LEARNING_RATE = 2e-4  # 1e-4 to 2e-4 for LoRA
-REPLAY_SHARE = 0.0  # general rows mixed into training, as a share of it: 0.1 to 0.3 against forgetting
+REPLAY_SHARE = 0.0  # general rows added to the training, as a share of it: 0.1 to 0.3 against forgetting
 RESUME = True  # continue an interrupted run with the same settings from its newest checkpoint
 SEED = 3407
 
 EVAL_SHARE = 0.1  # of the instructions
 EVAL_ROWS = 100  # held-out rows to answer before and after
+GENERAL_ROWS = 60  # general rows whose loss is measured; REPLAY_SHARE takes the others
 EVAL_BATCH = 8  # answers generated at once. Out of memory: 2
 NEW_TOKENS = 512  # longest answer
 TRY = "Suggest three names for a small bakery."
@@ -119,8 +120,8 @@ if not train_rows or len(eval_rows) < 2:
 eval_dataset = {"loss": Dataset.from_list([to_prompt_completion(row) for row in eval_rows])}
 if Path(GENERAL).exists():
     general_rows = read_rows(GENERAL)
-    train_rows += [row for row in general_rows if not held_out(row)][: int(REPLAY_SHARE * len(train_rows))]
-    general = [to_prompt_completion(row) for row in general_rows if held_out(row)]
+    train_rows += general_rows[GENERAL_ROWS:][: int(REPLAY_SHARE * len(train_rows))]
+    general = [to_prompt_completion(row) for row in general_rows[:GENERAL_ROWS]]
     eval_dataset["general_loss"] = Dataset.from_list(general)
 train_dataset = Dataset.from_list([to_prompt_completion(row) for row in train_rows])
 print(f"{len(train_dataset)} rows to train on, {len(eval_rows)} held out")
@@ -150,8 +151,8 @@ model.print_trainable_parameters()
 
 
 # %% Before
-def generate(prompts: list[list[dict]]) -> list[tuple[str, bool]]:
-    """Answer chat prompts greedily; return each text and whether it ended before NEW_TOKENS."""
+def generate(prompts: list[list[dict]], **options) -> list[tuple[str, bool]]:
+    """Answer chat prompts, greedily by default; return each text and whether it ended before NEW_TOKENS."""
     FastLanguageModel.for_inference(model)
     model.generation_config.max_length = None  # NEW_TOKENS is the limit
     end_tokens = torch.tensor(model.generation_config.eos_token_id)
@@ -164,7 +165,7 @@ def generate(prompts: list[list[dict]]) -> list[tuple[str, bool]]:
             tokenizer_kwargs={"padding_side": "left"},
             return_tensors="pt",
         ).to(model.device)
-        outputs = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+        outputs = model.generate(**inputs, **{"max_new_tokens": NEW_TOKENS, "do_sample": False, **options})
         for output in outputs[:, inputs["input_ids"].shape[1] :].cpu():
             text = tokenizer.decode(output, skip_special_tokens=True).strip()
             answers.append((text, bool(torch.isin(output, end_tokens).any())))

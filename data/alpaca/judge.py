@@ -83,7 +83,7 @@ def markdown_table(before: dict, after: dict, difference: dict) -> str:
 # %% Run
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else OUTPUT)
 try:
-    answers = pd.read_json(folder / "answers.jsonl", lines=True)
+    answers = pd.read_json(folder / "answers.jsonl", lines=True, dtype=False)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 except (OSError, ValueError) as error:
     raise SystemExit(f"{folder} holds no finished run: {error}") from None
@@ -104,10 +104,8 @@ if "exported" in answers:
 report = f"# {metrics['model']}, {len(answers)} held-out rows\n\n"
 if metrics["model"].startswith("data/tiny"):
     report += "**A rehearsal on a tiny model: what it writes is of no use to anyone.**\n\n"
-report += (
-    f"{table}\n\n{conclusions(metrics['difference'])}\nchrF compares letters with one reference: another "
-)
-report += "answer can be as good.\n\n![loss](loss.png)\n"
+report += f"{table}\n\n{conclusions(metrics['difference'])}\nchrF compares letters with one reference: "
+report += "another answer can be as good.\n\n![loss](loss.png)\n"
 for row in answers.head(SHOWN).to_dict("records"):
     report += f"\n## Asked\n\n{fenced(row['prompt'][-1]['content'])}"
     for title in ("reference", "before", "after"):
