@@ -117,13 +117,14 @@ train_rows = [row for row in rows if not held_out(row)]
 eval_rows = [row for row in rows if held_out(row)][:EVAL_ROWS]
 if not train_rows or len(eval_rows) < 2:
     raise SystemExit(f"{DATA}: too few usable rows; data/alpaca/prepare.py names bad ones, reads other forms")
-eval_dataset = {"loss": Dataset.from_list([to_prompt_completion(row) for row in eval_rows])}
+eval_dataset = {"loss": Dataset.from_list(list(map(to_prompt_completion, eval_rows)))}
 if Path(GENERAL).exists():
     general_rows = read_rows(GENERAL)
     train_rows += general_rows[GENERAL_ROWS:][: int(REPLAY_SHARE * len(train_rows))]
-    general = [to_prompt_completion(row) for row in general_rows[:GENERAL_ROWS]]
-    eval_dataset["general_loss"] = Dataset.from_list(general)
-train_dataset = Dataset.from_list([to_prompt_completion(row) for row in train_rows])
+    eval_dataset["general_loss"] = Dataset.from_list(
+        list(map(to_prompt_completion, general_rows[:GENERAL_ROWS]))
+    )
+train_dataset = Dataset.from_list(list(map(to_prompt_completion, train_rows)))
 print(f"{len(train_dataset)} rows to train on, {len(eval_rows)} held out")
 
 example = train_dataset[0]

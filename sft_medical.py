@@ -147,12 +147,13 @@ more_rows = [row for row in first_rows(f"{DATA}/test.jsonl", 2 * EVAL_ROWS) if r
 test_rows = (gold_rows + more_rows)[:EVAL_ROWS]
 general_rows = first_rows(GENERAL, 100_000) if Path(GENERAL).exists() else []
 eval_dataset = {
-    "val": Dataset.from_list([to_prompt_completion(row) for row in val_rows]),
-    "loss": Dataset.from_list([to_prompt_completion(row) for row in test_rows]),
+    "val": Dataset.from_list(list(map(to_prompt_completion, val_rows))),
+    "loss": Dataset.from_list(list(map(to_prompt_completion, test_rows))),
 }
 if general_rows:
-    general = [to_prompt_completion(row) for row in general_rows[:GENERAL_ROWS]]
-    eval_dataset["general_loss"] = Dataset.from_list(general)
+    eval_dataset["general_loss"] = Dataset.from_list(
+        list(map(to_prompt_completion, general_rows[:GENERAL_ROWS]))
+    )
 print(f"{len(train_rows)} rows to train on, {len(val_rows)} and {len(test_rows)} held out")
 
 # What is answered before and after: held-out questions, red-team prompts, exam questions.
@@ -287,7 +288,7 @@ for method, size in RUNS:
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
-        train_dataset=Dataset.from_list([to_prompt_completion(row) for row in subset]),
+        train_dataset=Dataset.from_list(list(map(to_prompt_completion, subset))),
         eval_dataset=eval_dataset,
         callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
         args=config,
@@ -400,6 +401,7 @@ if DEMO:
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    only_here = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
     FastLanguageModel.for_inference(model)
     with gradio.Blocks(title="医疗问答") as page:
         gradio.Markdown(f"**{DISCLAIMER}**")
@@ -407,7 +409,5 @@ if DEMO:
     page.queue(default_concurrency_limit=1).launch(
         server_name="127.0.0.1",  # this machine only
         share=False,  # the default asks for a public address on Colab and Kaggle
-        app_kwargs={
-            "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])]
-        },
+        app_kwargs={"middleware": [only_here]},
     )

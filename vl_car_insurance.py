@@ -8,7 +8,7 @@ how many fields it reads right before and after, on photos whose styles were not
 Run:    `uv run vl_car_insurance.py`, or paste the cells into Colab or Kaggle and run them in order
         Your Excel sheet: `uv run data/car_insurance/prepare.py my.xlsx`, then `DATA=my/metadata.jsonl`
 Needs:  a GPU with 12 GB; without one a tiny model rehearses every line in minutes
-Data:   {"file_names": ["001.jpg"], "prompt": "读取仪表盘……", "answer": "{\\"里程数\\": 12345}", "split": "train"}
+Data:   {"file_names": ["001.jpg"], "prompt": "读取里程", "answer": "{…JSON…}", "split": "train"}
 Writes: OUTPUT/lora, answers.jsonl, metrics.json, report.md, loss.png, contact_sheet.png, predictions.xlsx
 """
 
@@ -375,15 +375,15 @@ def read_photo(photo, prompt: str) -> tuple[str, dict]:
     return (sentence(fields), fields) if fields else (text, {})
 
 
-print(
-    eval_rows[0]["prompt"], *read_photo(eval_rows[0]["images"][0]["path"], eval_rows[0]["prompt"]), sep="\n"
-)
+example = eval_rows[0]
+print(example["prompt"], *read_photo(example["images"][0]["path"], example["prompt"]), sep="\n")
 if DEMO:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     import gradio
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    only_here = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
     prompts = gradio.Dropdown(sorted({row["prompt"] for row in train_rows}), label="prompt")
     page = gradio.Interface(
         read_photo,
@@ -396,7 +396,5 @@ if DEMO:
         server_name="127.0.0.1",  # this machine only
         share=False,  # the default asks for a public address on Colab and Kaggle
         max_file_size="20mb",
-        app_kwargs={
-            "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])]
-        },
+        app_kwargs={"middleware": [only_here]},
     )
