@@ -2,8 +2,7 @@
 """
 # Instruction following: QLoRA SFT on Alpaca-style rows
 
-Teaches Qwen2.5-7B-Instruct to answer the way your own rows answer. The plainest script of the collection:
-read it first. It compares the base model with the tuned one on held-out rows and on general ones.
+Teaches Qwen2.5-7B-Instruct to answer the way your own rows answer. The plainest script: read it first.
 
 Run:    `uv run sft_alpaca.py`, or paste the cells into Colab or Kaggle and run them in order
 Needs:  a GPU with 12 GB; without one a tiny model rehearses every line in half a minute
@@ -121,9 +120,8 @@ eval_dataset = {"loss": Dataset.from_list(list(map(to_prompt_completion, eval_ro
 if Path(GENERAL).exists():
     general_rows = read_rows(GENERAL)
     train_rows += general_rows[GENERAL_ROWS:][: int(REPLAY_SHARE * len(train_rows))]
-    eval_dataset["general_loss"] = Dataset.from_list(
-        list(map(to_prompt_completion, general_rows[:GENERAL_ROWS]))
-    )
+    general = list(map(to_prompt_completion, general_rows[:GENERAL_ROWS]))
+    eval_dataset["general_loss"] = Dataset.from_list(general)
 train_dataset = Dataset.from_list(list(map(to_prompt_completion, train_rows)))
 print(f"{len(train_dataset)} rows to train on, {len(eval_rows)} held out")
 

@@ -128,9 +128,8 @@ eval_dataset = {"loss": Dataset.from_list(list(map(to_prompt_completion, eval_ro
 if Path(GENERAL).exists():
     general_rows = read_rows(GENERAL)
     train_rows += general_rows[GENERAL_ROWS:][: int(REPLAY_SHARE * len(train_rows))]
-    eval_dataset["general_loss"] = Dataset.from_list(
-        list(map(to_prompt_completion, general_rows[:GENERAL_ROWS]))
-    )
+    general = list(map(to_prompt_completion, general_rows[:GENERAL_ROWS]))
+    eval_dataset["general_loss"] = Dataset.from_list(general)
 train_dataset = Dataset.from_list(list(map(to_prompt_completion, train_rows)))
 print(f"{len(train_dataset)} rows to train on, {len(eval_rows)} held out")
 

@@ -151,9 +151,8 @@ eval_dataset = {
     "loss": Dataset.from_list(list(map(to_prompt_completion, test_rows))),
 }
 if general_rows:
-    eval_dataset["general_loss"] = Dataset.from_list(
-        list(map(to_prompt_completion, general_rows[:GENERAL_ROWS]))
-    )
+    general = list(map(to_prompt_completion, general_rows[:GENERAL_ROWS]))
+    eval_dataset["general_loss"] = Dataset.from_list(general)
 print(f"{len(train_rows)} rows to train on, {len(val_rows)} and {len(test_rows)} held out")
 
 # What is answered before and after: held-out questions, red-team prompts, exam questions.
