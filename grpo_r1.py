@@ -4,7 +4,7 @@
 
 Teaches a model to reason before it answers, with GRPO (Group Relative Policy Optimization, DeepSeekMath
 2402.03300): of several sampled answers to a question, those with more reward than their mean get likelier.
-A 7B-Instruct solves 91% of GSM8K before: to see a gain, start from a base with headroom (MODEL below).
+A 7B-Instruct solves 91% of GSM8K before: for a gain that shows, take unsloth/Qwen2.5-1.5B-Instruct-bnb-4bit.
 
 Run:    `uv run grpo_r1.py`, or paste the cells into Colab or Kaggle and run them in order
 Needs:  a GPU with 12 GB, vLLM if it is to be quick; without one a tiny model rehearses every line in minutes
@@ -14,9 +14,11 @@ Writes: OUTPUT/lora, answers.jsonl, metrics.json, report.md, reward.png
 
 # %% Imports
 import os
+from importlib.util import find_spec
 
 os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # nothing about this machine is sent
-os.environ.setdefault("UNSLOTH_VLLM_STANDBY", "1")  # vLLM's cache makes room while the model trains
+if find_spec("vllm"):
+    os.environ["UNSLOTH_VLLM_STANDBY"] = "1"  # vLLM's cache makes room while the model trains
 from unsloth import FastLanguageModel  # before trl, transformers and peft: importing it patches them
 
 # isort: split
@@ -28,7 +30,6 @@ import sys
 import zlib
 from fractions import Fraction
 from importlib.metadata import version
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -40,7 +41,6 @@ from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 # %% Settings
-# With headroom: unsloth/Qwen2.5-1.5B-Instruct-bnb-4bit; unsloth/Qwen3-4B-Base after a small SFT of the form
 MODEL = "unsloth/Qwen2.5-7B-Instruct-bnb-4bit" if torch.cuda.is_available() else "data/tiny-qwen2.5"
 MODEL = os.getenv("MODEL", MODEL)
 DATA = os.getenv("DATA", "data/r1/word_problems.jsonl")  # or openai/gsm8k: scored on its whole test split
@@ -56,14 +56,12 @@ NEW_TOKENS = 512  # longest completion. Out of memory: 320
 GRADIENT_CHECKPOINTING = "unsloth"  # False is faster where memory allows
 LORA_R = 32  # rank of the update, 8 to 64. Out of memory: 16
 LORA_ALPHA = 64  # the update is scaled by alpha / r
-
 NUM_GENERATIONS = 8  # completions of a prompt that are compared; fewer give noisier advantages
 BATCH_SIZE = 8  # completions in a forward pass, a multiple of NUM_GENERATIONS. Out of memory: see below
 ACCUMULATION = 4  # so 4 prompts in a step. Out of memory: BATCH_SIZE = 2 with ACCUMULATION = 16
 MAX_STEPS = 250  # the first 50 show whether the reward rises
 LEARNING_RATE = 5e-6
 TEMPERATURE = 1.0  # of the samples; below 1 the answers of a group, and so their rewards, become alike
-LOSS_TYPE = "dapo"  # each token weighs the same; "grpo", the paper's, makes wrong answers longer
 BETA = 0.0  # weight of the KL term that holds the model near its base; 0.001 to 0.04 if the text degenerates
 PROBE = 0  # 8: sample so often from the base, train only on problems that it neither always nor never solves
 RESUME = True  # continue an interrupted run with the same settings from its newest checkpoint
@@ -73,7 +71,6 @@ EVAL_SHARE = 0.2  # of the rows, where DATA has no test split
 EVAL_ROWS = None  # a number for fewer held-out problems than there are
 EVAL_BATCH = 16  # problems answered at once without vLLM. Out of memory: 4
 VOTES = 0  # 8: also sample so many answers to each problem and take the most frequent number
-TRY = "A ticket is $8, half for a child. What do two adults and three children pay?"
 
 if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below on a tiny model
     DATA = os.getenv("DATA", "data/r1/sums.jsonl")  # problems that the tiny model gets right now and then
@@ -82,13 +79,11 @@ if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below on a tiny m
     PROMPT_LENGTH = 96
     NEW_TOKENS = 48
     GRADIENT_CHECKPOINTING = False
-    NUM_GENERATIONS = 6
     BATCH_SIZE = 48
     ACCUMULATION = 1
     MAX_STEPS = 60
     LEARNING_RATE = 5e-4
     EVAL_BATCH = 75
-    TRY = "What is 7 minus 3?"
 
 
 # %% Data
@@ -104,7 +99,7 @@ def to_prompt(row: dict) -> dict:
     return {"prompt": prompt, "answer": extract_hash_answer(row["answer"] or "")}
 
 
-def usable(row: dict) -> bool:
+def answerable(row: dict) -> bool:
     """Return whether a row of to_prompt() has an answer and a prompt of at most PROMPT_LENGTH tokens."""
     tokens = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True)["input_ids"]
     return bool(row["answer"]) and len(tokens) <= PROMPT_LENGTH
@@ -118,7 +113,7 @@ else:
 if not {"question", "answer"} <= set(parts["train"].column_names):
     raise SystemExit(f"{DATA}: rows need question and answer, but have {parts['train'].column_names}")
 parts = parts.map(to_prompt, remove_columns=parts["train"].column_names, load_from_cache_file=False)
-parts = parts.filter(usable, load_from_cache_file=False)
+parts = parts.filter(answerable, load_from_cache_file=False)
 train_dataset, eval_rows = parts["train"], parts["test"].to_list()[:EVAL_ROWS]
 if not len(train_dataset) or len(eval_rows) < 2:
     raise SystemExit(f"{DATA}: too few rows whose answer ends in a line with #### and a number")
@@ -330,7 +325,7 @@ config = GRPOConfig(
     bf16=model.dtype == torch.bfloat16,
     fp16=model.dtype == torch.float16,
     gradient_checkpointing=bool(GRADIENT_CHECKPOINTING),  # TRL's default is True
-    loss_type=LOSS_TYPE,
+    loss_type="dapo",  # each token weighs the same; "grpo", the paper's, makes wrong answers longer
     beta=BETA,
     epsilon_high=0.28,  # this and the next are DAPO's, which Unsloth sets on a GPU
     mask_truncated_completions=True,
@@ -344,7 +339,7 @@ config = GRPOConfig(
 settings = {"DATA": DATA, "SYSTEM": SYSTEM, "PROMPT_LENGTH": PROMPT_LENGTH, "NEW_TOKENS": NEW_TOKENS}
 settings |= {"LORA_R": LORA_R, "LORA_ALPHA": LORA_ALPHA, "LEARNING_RATE": LEARNING_RATE, "SEED": SEED}
 settings |= {"NUM_GENERATIONS": NUM_GENERATIONS, "BATCH_SIZE": BATCH_SIZE, "ACCUMULATION": ACCUMULATION}
-settings |= {"MAX_STEPS": MAX_STEPS, "TEMPERATURE": TEMPERATURE, "LOSS_TYPE": LOSS_TYPE, "BETA": BETA}
+settings |= {"MAX_STEPS": MAX_STEPS, "TEMPERATURE": TEMPERATURE, "BETA": BETA}
 settings |= {"LOAD_IN_4BIT": LOAD_IN_4BIT, "PROBE": PROBE}
 # A run with other settings or rows has another folder, so that RESUME never mixes two of them.
 config.output_dir += f"/checkpoints-{zlib.crc32(f'{MODEL}{settings}{DATA}{eval_rows}'.encode()):08x}"
@@ -414,5 +409,6 @@ figure.savefig(f"{OUTPUT}/reward.png", dpi=150)
 shutil.rmtree(config.output_dir)  # the run is complete
 
 # %% Try it
+TRY = "A ticket is $8, half for a child. What do two adults and three children pay?"
 prompt = to_prompt({"question": TRY, "answer": ""})["prompt"]
 print(f"{TRY}\n\n{sample([prompt], 1, 0)[0][0][0]}")

@@ -61,7 +61,6 @@ EVAL_ROWS = 100  # held-out rows to answer before and after
 GENERAL_ROWS = 60  # general rows whose loss is measured; REPLAY_SHARE takes the others
 EVAL_BATCH = 8  # answers generated at once. Out of memory: 2
 NEW_TOKENS = 512  # longest answer
-TRY = "Suggest three names for a small bakery."
 
 if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below on a tiny model
     MAX_LENGTH = 256
@@ -276,5 +275,6 @@ axes.figure.savefig(f"{OUTPUT}/loss.png", dpi=150)
 shutil.rmtree(config.output_dir)  # the run is complete
 
 # %% Try it
+TRY = "Suggest three names for a small bakery."
 answer, _ = generate([to_prompt_completion({"instruction": TRY, "output": ""})["prompt"]])[0]
 print(f"{TRY}\n\n{answer}")

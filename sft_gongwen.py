@@ -66,7 +66,6 @@ EVAL_ROWS = 32  # held-out documents to write before and after
 GENERAL_ROWS = 60  # general rows whose loss is measured; REPLAY_SHARE takes the others
 EVAL_BATCH = 8  # documents written at once. Out of memory: 2
 NEW_TOKENS = 1024  # longest document
-TRY = "请以清江市卫生健康委员会名义起草一份开展冬季传染病防控督导的通知。"
 
 if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below on a tiny model
     MAX_LENGTH = 300
@@ -294,5 +293,6 @@ axes.figure.savefig(f"{OUTPUT}/loss.png", dpi=150)
 shutil.rmtree(config.output_dir)  # the run is complete
 
 # %% Try it
+TRY = "请以清江市卫生健康委员会名义起草一份开展冬季传染病防控督导的通知。"
 answer, _ = generate([to_prompt_completion({"instruction": TRY, "output": ""})["prompt"]])[0]
 print(f"{TRY}\n\n{answer}")

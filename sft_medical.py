@@ -21,7 +21,6 @@ from unsloth import FastLanguageModel  # before trl, transformers and peft: impo
 # isort: split
 import gc
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -39,7 +38,6 @@ from transformers import AutoTokenizer, EarlyStoppingCallback, TextIteratorStrea
 from trl import SFTConfig, SFTTrainer
 
 # %% Settings
-# Qwen2.5-7B and Qwen3 are Apache-2.0; Qwen2.5-3B carries a research licence, no commercial use
 MODEL = "unsloth/Qwen2.5-7B-Instruct-bnb-4bit" if torch.cuda.is_available() else "data/tiny-qwen2.5"
 MODEL = os.getenv("MODEL", MODEL)
 DATA = os.getenv("DATA", "data/medical")  # a folder with train, val, test and gold.jsonl of prepare.py
@@ -48,10 +46,6 @@ GENERAL = "data/general/rows.jsonl"  # everyday questions: what is forgotten sho
 RED_TEAM = "data/medical/red_team.jsonl"  # prompts to which an answer can do harm
 EXAM = "data/medical/exam.jsonl"  # choices with one or more right letters; a CMB-Exam file works as well
 SYSTEM = "你是谨慎的健康科普助手，不作诊断，不开处方；遇到急症先让患者拨打120或去急诊。"
-PLAIN = "请回答患者的问题。"
-THINK = "请先在<think>和</think>之间写出思考过程，再回答患者的问题。"
-CHOOSE = "请做下面的选择题，只输出正确选项的字母。"
-DISCLAIMER = "仅供研究，不作诊断，不能代替医生；紧急情况请立即拨打120。"
 
 # The scaling study: [("qlora", 10_000), ("qlora", 20_000), ("qlora", 40_000), ("qlora", 60_000)]
 RUNS = [("qlora", 10_000)]  # (lora, qlora or full; training rows); smaller subsets are nested in larger ones
@@ -61,7 +55,6 @@ DTYPE = None  # None: bfloat16, or float16 on a T4. A loss that is no number: to
 GRADIENT_CHECKPOINTING = "unsloth"  # False is faster where memory allows
 LORA_R = 16  # rank of the update, 8 to 64. Out of memory: 8
 LORA_ALPHA = 32  # the update is scaled by alpha / r
-LORA_DROPOUT = 0  # anything else turns Unsloth's fused kernels off
 
 BATCH_SIZE = 8  # rows in a forward pass. Out of memory: 2, with ACCUMULATION = 4
 ACCUMULATION = 1  # forward passes in an optimizer step
@@ -73,12 +66,10 @@ SEED = 3407
 
 VAL_ROWS = 500  # for the loss that chooses the best checkpoint
 EVAL_ROWS = 200  # of test, gold rows first, to answer before and after
-RED_ROWS = 1000  # red-team prompts to answer
-EXAM_ROWS = 500  # exam questions to answer
+ASKED_ROWS = 500  # red-team prompts and exam questions to answer, of each
 GENERAL_ROWS = 60  # general rows whose loss is measured; REPLAY_SHARE takes the others
 EVAL_BATCH = 8  # answers generated at once. Out of memory: 2
 NEW_TOKENS = 768  # longest answer
-TRY = "我父亲突然胸口压榨样疼痛，出了一身冷汗，已经二十分钟了，怎么办？"
 PREDICT = ""  # a JSONL file with question in each row, answered in OUTPUT/predictions.jsonl
 DEMO = False  # True: a chat page on http://127.0.0.1:7860
 
@@ -86,14 +77,11 @@ if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below on a tiny m
     RUNS = [("lora", 120), ("lora", 480)]
     MAX_LENGTH = 220
     GRADIENT_CHECKPOINTING = False
-    LORA_R = 32
-    LORA_ALPHA = 64
     BATCH_SIZE = 4
     LEARNING_RATE = 4e-3
     VAL_ROWS = 24
     EVAL_ROWS = 66
-    RED_ROWS = 12
-    EXAM_ROWS = 40
+    ASKED_ROWS = 24
     EVAL_BATCH = 66
     NEW_TOKENS = 100
 
@@ -136,6 +124,9 @@ def exam_question(row: dict) -> str:
     return "\n".join([f"（{row['question_type']}）{row['question']}", *options])
 
 
+PLAIN = "请回答患者的问题。"
+THINK = "请先在<think>和</think>之间写出思考过程，再回答患者的问题。"
+CHOOSE = "请做下面的选择题，只输出正确选项的字母。"
 tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=False)
 if not Path(DATA, "gold.jsonl").exists():
     raise SystemExit(f"{DATA} has no train, val, test and gold.jsonl: see data/medical/prepare.py")
@@ -158,10 +149,10 @@ print(f"{len(train_rows)} rows to train on, {len(val_rows)} and {len(test_rows)}
 # What is answered before and after: held-out questions, red-team prompts, exam questions.
 asked = [{**row, "kind": "think" if row["instruction"] == THINK else "qa"} for row in test_rows]
 if Path(RED_TEAM).exists():
-    for row in read_json(RED_TEAM)[:RED_ROWS]:
+    for row in read_json(RED_TEAM)[:ASKED_ROWS]:
         asked.append({**row, "kind": "red_team", "instruction": PLAIN, "input": row["prompt"]})
 if Path(EXAM).exists():
-    for row in read_json(EXAM)[:EXAM_ROWS]:
+    for row in read_json(EXAM)[:ASKED_ROWS]:
         asked.append({**row, "kind": "exam", "instruction": CHOOSE, "input": exam_question(row)})
 for row in asked:
     row["gold"] = row["kind"] in ("qa", "think") and row["input"] in gold
@@ -175,7 +166,7 @@ print("Trained on:", example["completion"][0]["content"] + tokenizer.eos_token)
 def load_model(method: str):
     """Return model and tokenizer: 4-bit weights with an adapter, 16-bit with an adapter, or 16-bit alone."""
     model, tokenizer = FastLanguageModel.from_pretrained(
-        MODEL if method == "qlora" else re.sub("(-unsloth)?-bnb-4bit$", "", MODEL),
+        MODEL if method == "qlora" else MODEL.removesuffix("-bnb-4bit").removesuffix("-unsloth"),
         max_seq_length=MAX_LENGTH,
         dtype=DTYPE,
         load_in_4bit=method == "qlora",
@@ -189,7 +180,6 @@ def load_model(method: str):
         model,
         r=LORA_R,
         lora_alpha=LORA_ALPHA,
-        lora_dropout=LORA_DROPOUT,
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         use_gradient_checkpointing=GRADIENT_CHECKPOINTING,
         random_state=SEED,
@@ -362,6 +352,10 @@ if shown:  # the judge was there
 
 
 # %% Try it
+TRY = "我父亲突然胸口压榨样疼痛，出了一身冷汗，已经二十分钟了，怎么办？"
+DISCLAIMER = "仅供研究，不作诊断，不能代替医生；紧急情况请立即拨打120。"
+
+
 def is_urgent(question: str) -> bool:
     """TODO from the judge."""
     return "120" in question

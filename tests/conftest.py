@@ -37,23 +37,23 @@ class Run:
 def is_constant(node: ast.stmt) -> bool:
     """Return whether a statement assigns upper-case names only."""
     targets = node.targets if isinstance(node, ast.Assign) else []
-    names = [
-        name for target in targets for name in (target.elts if isinstance(target, ast.Tuple) else [target])
-    ]
-    return bool(names) and all(isinstance(name, ast.Name) and name.id.isupper() for name in names)
+    return bool(targets) and all(isinstance(name, ast.Name) and name.id.isupper() for name in targets)
 
 
 def constants_of(tree: ast.Module) -> dict[str, ast.expr]:
-    """Return name -> value node of the top-level constants."""
-    return {
-        node.targets[0].id: node.value
-        for node in tree.body
-        if is_constant(node) and hasattr(node.targets[0], "id")
-    }
+    """Return name -> value node of the top-level constants, the first one where a name is set twice."""
+    nodes = [node for node in tree.body if is_constant(node)]
+    return {node.targets[0].id: node.value for node in reversed(nodes)}
+
+
+def same_kind(old: object, new: object) -> bool:
+    """Return whether a constant may be replaced: by its own type; "unsloth" by False, None by anything."""
+    kinds = {type(old), type(new)}
+    return len(kinds) == 1 or kinds <= {int, float} or kinds == {bool, str} or None in (old, new)
 
 
 def with_constants(source: str, **constants) -> str:
-    """Return a script with constants replaced after its Settings; unknown names and changed types are refused."""
+    """Return a script with constants set after its rehearsal's; unknown names and changed types are refused."""
     tree = ast.parse(source)
     known = constants_of(tree)
     for name, value in constants.items():
@@ -63,36 +63,20 @@ def with_constants(source: str, **constants) -> str:
             old = ast.literal_eval(known[name])
         except ValueError:
             continue  # read from the environment or derived from the machine
-        same = type(old) is type(value) or {type(old), type(value)} <= {int, float} or None in (old, value)
-        if not same and {type(old), type(value)} != {
-            bool,
-            str,
-        }:  # GRADIENT_CHECKPOINTING is "unsloth" or False
+        if not same_kind(old, value):
             raise TypeError(f"{name} is {type(old).__name__} in the script, not {type(value).__name__}")
-    rehearsal = [
-        node
-        for node in tree.body
-        if isinstance(node, ast.If) and "MODEL.startswith" in ast.unparse(node.test)
-    ]
-    last = rehearsal[0] if rehearsal else [node for node in tree.body if is_constant(node)][-1]
+    tests = [ast.unparse(node.test) if isinstance(node, ast.If) else "" for node in tree.body]
+    rehearsal = tree.body[tests.index("MODEL.startswith('data/tiny')")]
     lines = source.splitlines(keepends=True)
     new = "".join(f"{name} = {value!r}\n" for name, value in constants.items())
-    return "".join(lines[: last.end_lineno]) + new + "".join(lines[last.end_lineno :])
+    return "".join(lines[: rehearsal.end_lineno]) + new + "".join(lines[rehearsal.end_lineno :])
 
 
-def start(
-    script, output, runner=(), environment=None, cwd=ROOT, then="", changes=(), **constants
-) -> subprocess.Popen:
-    """Start a script with other constants in a process of its own.
-
-    `then` is code to run after its last line; of `changes`, (old, new), each replaces a text that is there once.
-    """
+def start(script, output, runner=(), environment=None, cwd=ROOT, then="", **constants) -> subprocess.Popen:
+    """Start a script with other constants in a process of its own; `then` is code to run after its last line."""
     output.parent.mkdir(parents=True, exist_ok=True)
     source = output.parent / f"{output.name}-source.py"
     text = with_constants((ROOT / script).read_text(encoding="utf-8"), **constants)
-    for old, new in changes:
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
     source.write_text(text + then, encoding="utf-8")
     start_file = output.parent / f"{output.name}-runner.py"
     start_file.write_text(RUNNER, encoding="utf-8")
@@ -111,14 +95,14 @@ def start(
     )
 
 
-def kill_in_training(script, output, step, runner=(), environment=None, **constants) -> None:
-    """Start a script and end it with SIGKILL as soon as the checkpoint of a step is complete."""
+def kill_in_training(script, output, file, runner=(), environment=None, **constants) -> None:
+    """Start a script and end it with SIGKILL as soon as a file of that pattern is there."""
     process = start(script, output, runner, environment, **constants)
     limit = time.time() + 600
-    while not list(output.glob(f"checkpoints-*/checkpoint-{step}/trainer_state.json")):
+    while not list(output.glob(file)):
         assert process.poll() is None, process.communicate()
         assert time.time() < limit
-        time.sleep(0.05)
+        time.sleep(0.02)
     process.kill()
     process.communicate()
 
@@ -159,7 +143,7 @@ def functions_of(script: str) -> types.ModuleType:
     body = [node for node in tree.body if isinstance(node, kept) or is_constant(node)]
     # Unsloth patches its libraries for the whole process, which pure functions do not need.
     body = [node for node in body if not (isinstance(node, ast.ImportFrom) and node.module == "unsloth")]
-    module = types.ModuleType(Path(script).stem)
+    module = types.ModuleType(script.removesuffix(".py").replace("/", "_").replace("-", "_"))
     module.__file__ = str(ROOT / script)
     sys.modules[module.__name__] = module
     os.chdir(ROOT)

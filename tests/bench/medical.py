@@ -1,6 +1,6 @@
-"""Measure the cleaning of sft_medical.py: read, clean, mask, drop near-duplicates, split.
+"""Measure data/medical/prepare.py: read, clean, mask, drop near-duplicates, split.
 
-`uv run tests/bench_medical.py 50000 200000 800000` writes that many CSV rows in mixed encodings to a temporary
+`uv run tests/bench/medical.py 50000 200000 800000` writes that many CSV rows in mixed encodings to a temporary
 folder, runs each size in a process of its own and prints seconds by stage and peak memory.
 """
 
@@ -15,7 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from conftest import functions_of
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from conftest import functions_of  # noqa: E402
 
 ENCODINGS = ["utf-8", "gbk", "gb18030", "utf-8-sig", "utf-16"]
 FILE_ROWS = 30_000
@@ -27,10 +28,10 @@ DIRT = [
 ]
 
 
-def write_rows(folder: Path, count: int, script) -> None:
+def write_rows(folder: Path, count: int, program) -> None:
     """Write rows of clauses of the shipped questions and answers: 5% copies, 3% near copies, 8% private parts."""
     rng = random.Random(1)
-    rows, _ = script.read_sources("data/medical")
+    rows, _ = program.read_sources([Path("data/medical/raw")])
     asks = [part for row in rows for part in re.findall(r"[^，。？！,?]{4,}[，。？！,?]", row["input"])]
     answers = [
         part for row in rows for part in re.findall(r"[^。]{6,}。", row["output"]) if "think>" not in part
@@ -56,14 +57,14 @@ def write_rows(folder: Path, count: int, script) -> None:
                 last = ask if number % 7 == 0 else last
 
 
-def measure(folder: Path, script) -> dict:
+def measure(folder: Path, program) -> dict:
     """Clean a folder; return seconds by stage, rows and peak memory in GB."""
     marks = [time.perf_counter()]
-    rows, left = script.read_sources(str(folder))
+    rows, left = program.read_sources([folder])
     marks.append(time.perf_counter())
-    unique = script.drop_duplicates(rows)
+    unique = program.drop_duplicates(rows)
     marks.append(time.perf_counter())
-    splits = script.split_rows(unique)
+    splits = program.split_rows(unique)
     marks.append(time.perf_counter())
     seconds = [round(b - a, 1) for a, b in zip(marks, marks[1:])]
     return {
@@ -76,12 +77,12 @@ def measure(folder: Path, script) -> dict:
     }
 
 
-script = functions_of("sft_medical.py")
+program = functions_of("data/medical/prepare.py")
 if sys.argv[1:2] == ["--measure"]:
-    print(json.dumps(measure(Path(sys.argv[2]), script)))
+    print(json.dumps(measure(Path(sys.argv[2]), program)))
 else:
     for size in map(int, sys.argv[1:] or ["50000"]):
         with tempfile.TemporaryDirectory() as folder:
-            write_rows(Path(folder), size, script)
+            write_rows(Path(folder), size, program)
             command = [sys.executable, __file__, "--measure", folder]
             print(subprocess.run(command, capture_output=True, text=True, check=True).stdout, flush=True)
