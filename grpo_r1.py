@@ -57,8 +57,8 @@ GRADIENT_CHECKPOINTING = "unsloth"  # False is faster where memory allows
 LORA_R = 32  # rank of the update, 8 to 64. Out of memory: 16
 LORA_ALPHA = 64  # the update is scaled by alpha / r
 NUM_GENERATIONS = 8  # completions of a prompt that are compared; fewer give noisier advantages
-BATCH_SIZE = 8  # completions in a forward pass, a multiple of NUM_GENERATIONS. Out of memory: see below
-ACCUMULATION = 4  # so 4 prompts in a step. Out of memory: BATCH_SIZE = 2 with ACCUMULATION = 16
+BATCH_SIZE = 8  # completions in a forward pass. Out of memory: 2, with ACCUMULATION = 16
+ACCUMULATION = 4  # forward passes in an optimizer step: 4 x 8 completions are those of 4 prompts
 MAX_STEPS = 250  # the first 50 show whether the reward rises
 LEARNING_RATE = 5e-6
 TEMPERATURE = 1.0  # of the samples; below 1 the answers of a group, and so their rewards, become alike
@@ -105,6 +105,8 @@ def answerable(row: dict) -> bool:
     return bool(row["answer"]) and len(tokens) <= PROMPT_LENGTH
 
 
+if BATCH_SIZE * ACCUMULATION % NUM_GENERATIONS:
+    raise SystemExit("BATCH_SIZE x ACCUMULATION must be a multiple of NUM_GENERATIONS: groups stay whole")
 tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=False)
 if DATA.endswith((".json", ".jsonl")):
     parts = load_dataset("json", data_files=DATA, split="train").train_test_split(EVAL_SHARE, seed=SEED)
@@ -134,7 +136,7 @@ LATEX = [  # what stands around a number -> what it means
     (r"\{,\}|(?<=\d)\\,(?=\d\d\d)", ","),
     (r"\\[()\[\],; $%]", " "),
     (r"(?<!\w)(\*\*|\*|__|_|`)(\S|\S[^*_`\n]*\S)\1(?!\w)", r"\2"),  # bold, italics, code
-    (r"(?<=[a-zA-Z])\^?\{?[23²³]\}?(?![\d.])", ""),  # cm^2
+    (r"(?<=[a-zA-Z])(?<!\de)\^?\{?[23²³]\}?(?![\d.])", ""),  # cm^2
 ]
 THOUSANDS = re.compile(r"(\d[\d,]*(?:\.\d+)?)[kK](?![a-zA-Z])")
 NUMBER = re.compile(  # sign or operator, number, denominator; not the 2 of m2

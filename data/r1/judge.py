@@ -41,7 +41,7 @@ LATEX = [  # what stands around a number -> what it means
     (r"\{,\}|(?<=\d)\\,(?=\d\d\d)", ","),
     (r"\\[()\[\],; $%]", " "),
     (r"(?<!\w)(\*\*|\*|__|_|`)(\S|\S[^*_`\n]*\S)\1(?!\w)", r"\2"),  # bold, italics, code
-    (r"(?<=[a-zA-Z])\^?\{?[23²³]\}?(?![\d.])", ""),  # cm^2
+    (r"(?<=[a-zA-Z])(?<!\de)\^?\{?[23²³]\}?(?![\d.])", ""),  # cm^2
 ]
 THOUSANDS = re.compile(r"(\d[\d,]*(?:\.\d+)?)[kK](?![a-zA-Z])")
 NUMBER = re.compile(  # sign or operator, number, denominator; not the 2 of m2
