@@ -1,15 +1,13 @@
-"""The data, the split and the scores of sft_alpaca.py; its runs are in test_runs.py and test_exports.py."""
+"""The data, the split and the judge of sft_alpaca.py; its runs are in test_runs.py."""
 
 import json
-import math
-import os
 import subprocess
 import sys
+from pathlib import Path
 
-import numpy as np
+import pandas as pd
 import pytest
 from conftest import ROOT
-from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -25,13 +23,13 @@ def alpaca(functions):
     return module
 
 
-def write(path, rows, encoding="utf-8", lines=False):
-    text = (
-        "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-        if lines
-        else json.dumps(rows, ensure_ascii=False)
-    )
-    path.write_bytes(text.encode(encoding))
+@pytest.fixture(scope="module")
+def judge(functions):
+    return functions("data/alpaca/judge.py")
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return str(path)
 
 
@@ -43,6 +41,17 @@ def test_a_row_is_a_prompt_and_a_completion(alpaca, given_input, question):
     assert made["prompt"][1]["content"] == question
 
 
+def test_system_and_history_are_used(alpaca):
+    row = {"instruction": "And in winter?", "input": "", "output": "Wool.", "system": "You are a tailor."}
+    made = alpaca.to_prompt_completion(row | {"history": [["What to wear in summer?", "Linen."]]})
+    assert made["prompt"] == [
+        {"role": "system", "content": "You are a tailor."},
+        {"role": "user", "content": "What to wear in summer?"},
+        {"role": "assistant", "content": "Linen."},
+        {"role": "user", "content": "And in winter?"},
+    ]
+
+
 def test_the_model_sees_its_chat_template_and_not_the_alpaca_prompt(alpaca):
     made = alpaca.to_prompt_completion({"instruction": "Sort.", "input": "", "output": "1"})
     text = alpaca.tokenizer.apply_chat_template(made["prompt"] + made["completion"], tokenize=False)
@@ -50,200 +59,157 @@ def test_the_model_sees_its_chat_template_and_not_the_alpaca_prompt(alpaca):
     assert "###" not in text
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030"])
-@pytest.mark.parametrize("lines", [False, True])
-def test_files_in_every_encoding_are_read(alpaca, tmp_path, encoding, lines):
-    rows = [{"instruction": "改写这句话。", "input": "天气好", "output": "天气晴朗。"}]
-    read = alpaca.read_instructions(write(tmp_path / "rows.json", rows, encoding, lines))
-    assert [{key: row[key] for key in rows[0]} for row in read] == rows
-
-
-def test_unusable_rows_are_left_out_by_number(alpaca, tmp_path, capsys):
-    rows = [
-        {"instruction": "Add 2 and 3.", "output": 5},
-        {"instruction": "No answer.", "output": None},
-        {"instruction": " ", "output": " "},
-        {"instruction": "add 2 and 3", "input": "", "output": "five"},
-        {"instruction": "Add 2 and 3.", "input": "in words", "output": "five"},
-        "not a row",
-        {"instruction": "Two?", "output": 2.5},
-    ]
-    read = alpaca.read_instructions(write(tmp_path / "rows.json", rows))
-    assert [(row["input"], row["output"]) for row in read] == [("", "5"), ("in words", "five"), ("", "2.5")]
-    said = capsys.readouterr().out
-    assert [f"row {number}:" in said for number in range(1, 8)] == [
-        False,
-        True,
-        True,
-        True,
-        False,
-        True,
-        False,
-    ]
-    assert "row 2: no output" in said and "row 3: no instruction and no output" in said
-    assert "row 4: the question of an earlier row again" in said
-
-
 @pytest.mark.parametrize(
-    "content, message",
+    "row, fit",
     [
-        ('{"instruction": "a", "output": "b"}\n{"instruction": "a"', "line 2: not JSON"),
-        ("[]", "no usable row"),
-        ('[{"prompt": "a", "response": "b"}]', "no usable row"),
-        ("", "no usable row"),
+        ({"instruction": "Sort.", "output": "1"}, True),
+        ({"instruction": "Sort.", "output": "1", "input": None, "history": None}, True),
+        ({"instruction": "Sort.", "output": None}, False),
+        ({"instruction": "Sort.", "output": " \n"}, False),
+        ({"instruction": "", "output": "1"}, False),
+        ({"instruction": "Sort.", "output": ["1", "2"]}, False),
+        ({"instruction": "Sort.", "output": 5}, False),
+        ({"prompt": "Sort.", "response": "1"}, False),
+        ({"instruction": "Sort.", "output": "word " * 200}, True),
+        ({"instruction": "Sort.", "output": "word " * 300}, False),
+        ({"instruction": "Sort " * 300, "output": "1"}, False),
     ],
 )
-def test_a_bad_file_is_named(alpaca, tmp_path, content, message):
-    path = tmp_path / "mine.jsonl"
-    path.write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=message) as error:
-        alpaca.read_instructions(str(path))
-    assert "mine.jsonl" in str(error.value) and "\n" not in str(error.value)
+def test_what_is_usable(alpaca, row, fit):
+    assert alpaca.usable(row) == fit
 
 
-def test_a_misspelt_file_is_not_looked_for_on_the_hub(alpaca, monkeypatch):
-    monkeypatch.setattr(alpaca, "load_dataset", lambda *_, **__: pytest.fail("asked the hub"))
-    with pytest.raises(OSError, match="data/alpcaa.json"):
-        alpaca.read_instructions("data/alpcaa.json")
+def test_rows_of_a_file_are_counted(alpaca, tmp_path, capsys):
+    rows = [{"instruction": f"Add {i}.", "input": "", "output": str(i)} for i in range(20)]
+    rows += [
+        {"instruction": "Write C++.", "output": "a"},
+        {"instruction": "Write C#.", "output": "b"},
+        {"output": "c"},
+    ]
+    read = alpaca.read_rows(write(tmp_path / "rows.jsonl", rows))
+    assert sorted(row["instruction"] for row in read) == sorted(row["instruction"] for row in rows[:22])
+    assert [row["instruction"] for row in read] != [row["instruction"] for row in rows[:22]], "shuffled"
+    assert "22 of 23 rows are complete" in capsys.readouterr().out
 
 
 def test_a_name_is_a_data_set_of_the_hub(alpaca, monkeypatch):
     asked = []
 
-    def load(name, split):
-        asked.append((name, split))
+    def load(name, data_files, split):
+        asked.append((name, data_files, split))
+        from datasets import Dataset
+
         return Dataset.from_list([{"instruction": "a?", "input": "", "output": "b"}])
 
     monkeypatch.setattr(alpaca, "load_dataset", load)
-    assert alpaca.read_instructions("yahma/alpaca-cleaned")[0]["output"] == "b"
-    assert asked == [("yahma/alpaca-cleaned", "train")]
+    assert alpaca.read_rows("yahma/alpaca-cleaned")[0]["output"] == "b"
+    assert asked == [("yahma/alpaca-cleaned", None, "train")]
 
 
-def test_what_the_hub_says_becomes_one_line(alpaca, monkeypatch):
-    def load(name, split):
-        raise ConnectionError("Couldn't reach it\nTraceback and so on")
-
-    monkeypatch.setattr(alpaca, "load_dataset", load)
-    with pytest.raises(ValueError) as error:
-        alpaca.read_instructions("someone/something")
-    assert "someone/something" in str(error.value) and "Couldn't reach it" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@given(st.lists(st.sampled_from("abcdefghijkl"), min_size=3, max_size=60), st.integers(0, 99))
-def test_no_instruction_is_on_both_sides(alpaca, names, seed):
+@given(st.lists(st.sampled_from("abcdefghijkl"), min_size=3, max_size=60))
+def test_no_instruction_is_on_both_sides(alpaca, names):
     rows = [{"instruction": f"Do {name}!", "input": str(i), "output": "x"} for i, name in enumerate(names)]
-    train, held = alpaca.hold_out(rows, 0.25, seed)
-    assert sorted(row["input"] for row in train + held) == sorted(row["input"] for row in rows)
-    assert not {row["instruction"] for row in train} & {row["instruction"] for row in held}
-    assert len({row["instruction"] for row in held}) == math.ceil(0.25 * len(set(names)))
-    assert alpaca.hold_out(rows, 0.25, seed) == (train, held)
+    sides = {}
+    for row in rows:
+        assert sides.setdefault(row["instruction"], alpaca.held_out(row)) == alpaca.held_out(row)
 
 
-def test_the_same_question_in_other_letters_stays_on_one_side(alpaca):
-    rows = [
-        {"instruction": text, "output": "x"} for text in ["Sort it.", "sort it", "SORT: it!", "b", "c", "d"]
-    ]
-    for seed in range(20):
-        train, held = alpaca.hold_out(rows, 0.3, seed)
-        sides = [{row["instruction"].lower()[:4] for row in side} for side in (train, held)]
-        assert ("sort" in sides[0]) != ("sort" in sides[1])
+def test_a_share_of_the_instructions_and_of_the_topics_is_held_out(alpaca):
+    held = [alpaca.held_out({"instruction": f"question {i}"}) for i in range(4000)]
+    assert 0.08 < sum(held) / 4000 < 0.12
+    by_topic = {alpaca.held_out({"instruction": str(i), "topic": "one topic"}) for i in range(50)}
+    assert len(by_topic) == 1
 
 
 def test_a_split_in_the_rows_is_honoured(alpaca):
     splits = ["train", "test", "train", "val", "train"]
-    rows = [
-        {"instruction": "same", "output": str(i), "meta": {"split": split}} for i, split in enumerate(splits)
-    ]
-    train, held = alpaca.hold_out(rows, 0.9, 0)
-    assert sorted(row["output"] for row in train) == ["0", "2", "4"]
-    assert sorted(row["output"] for row in held) == ["1", "3"]
-
-
-def test_the_legal_rows_keep_their_articles_apart(alpaca, tmp_path):
-    built = tmp_path / "legal.json"
-    environment = {**os.environ, "OUTPUT": str(built)}
-    subprocess.run(
-        [sys.executable, "data/dataset_legal.py"], cwd=ROOT, env=environment, check=True, capture_output=True
-    )
-    rows = alpaca.read_instructions(str(built))
-    train, held = alpaca.hold_out(rows, 0.1, 3407)
-    cited = [{article for row in side for article in row["meta"]["cited"]} for side in (train, held)]
-    assert len(train) > 100 and len(held) > 10 and not cited[0] & cited[1]
-    assert {row["meta"]["split"] for row in train} == {"train"} and {
-        row["meta"]["split"] for row in held
-    } == {"test"}
-
-
-def test_plain_text_is_cut_and_nothing_is_lost(alpaca, tmp_path):
-    texts = ["第一条　为了保护公众健康，制定本条例。\n" * 40, "Air is checked twice a year. " * 60]
-    (tmp_path / "a.txt").write_bytes(texts[0].encode("gb18030"))
-    (tmp_path / "part").mkdir()
-    (tmp_path / "part" / "b.txt").write_text(texts[1], encoding="utf-8")
-    (tmp_path / "c.csv").write_text("not text", encoding="utf-8")
-    blocks = alpaca.read_blocks(str(tmp_path))
-    assert {len(block["input_ids"]) for block in blocks[:-1]} == {256} and 2 <= len(
-        blocks[-1]["input_ids"]
-    ) <= 256
-    text = alpaca.tokenizer.decode([token for block in blocks for token in block["input_ids"]])
-    assert text == texts[0] + "<|endoftext|>" + texts[1] + "<|endoftext|>"
-    assert sum(map(len, alpaca.hold_out(blocks, 0.1, 0))) == len(blocks)
-
-
-def test_a_last_block_has_something_to_predict(alpaca, tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text(" a" * 256, encoding="utf-8")  # with the end of text 257 tokens, one more than a block
-    assert len(alpaca.tokenizer(" a" * 256).input_ids) == 256
-    assert [len(block["input_ids"]) for block in alpaca.read_blocks(str(path))] == [256]
-
-
-def test_a_missing_text_is_an_error_that_the_data_cell_expects(alpaca):
-    with pytest.raises(OSError, match="nowhere.txt"):
-        alpaca.read_blocks("nowhere.txt")
-
-
-def test_loss_is_that_of_a_token_and_its_interval_that_of_a_ratio(alpaca):
-    rng = np.random.default_rng(1)
-    tokens = rng.integers(2, 200, 60)
-    nats = tokens * rng.normal(3, 0.5, 60)
-    scores = alpaca.score_losses(list(nats), list(tokens))
-    mean, low, high = alpaca.mean_and_interval(scores["loss"])
-    assert mean == pytest.approx(nats.sum() / tokens.sum())
-    assert np.mean(scores["perplexity"]) == pytest.approx(math.exp(mean))
-    picks = rng.integers(0, 60, (4000, 60))
-    ratios = nats[picks].sum(1) / tokens[picks].sum(1)
-    assert [low, high] == pytest.approx(np.percentile(ratios, [2.5, 97.5]), abs=0.03)
-    assert high - low < 0.7 * (np.percentile((nats[picks] / tokens.mean()).mean(1), 97.5) - mean) * 2
-
-
-def test_a_long_row_counts_by_its_tokens(alpaca):
-    scores = alpaca.score_losses([1.0, 270.0], [1, 90])
-    assert np.mean(scores["loss"]) == pytest.approx(271 / 91)
-
-
-def test_answers_are_compared_with_the_wanted_ones(alpaca):
-    wanted = ["天气晴朗，适合出行。", "Paris is the capital.", "x = 1"]
-    scores = alpaca.compare_answers(["天气晴朗，适合出行。", "", "天气"], wanted, [True, False, True])
-    assert scores["chrf"] == pytest.approx([100, 0, 0], abs=1e-6) and scores["ended_by_itself"] == [1, 0, 1]
-    near, far = alpaca.compare_answers(["天气晴好，适合出行。", "适合出行。"], wanted[:1] * 2, [True, True])[
-        "chrf"
-    ]
-    assert 100 > near > far > 0
+    rows = [{"instruction": "same", "meta": {"split": split}} for split in splits]
+    assert [alpaca.held_out(row) for row in rows] == [False, True, False, True, False]
 
 
 def test_the_shipped_rows(alpaca):
-    rows = alpaca.read_instructions("data/alpaca.json")
-    raw = json.loads((ROOT / "data" / "alpaca.json").read_text(encoding="utf-8"))
-    assert len(rows) == len(raw) >= 300, "a row of ours is unusable or asks the same twice"
-    chinese = sum(
-        any("\u4e00" <= letter <= "\u9fff" for letter in row["output"] + row["instruction"]) for row in rows
-    )
-    assert 0.4 < chinese / len(rows) < 0.65
-    assert 0.25 < sum(bool(row["input"]) for row in rows) / len(rows) < 0.45
+    raw = json.loads((ROOT / "data/alpaca/instructions.json").read_text(encoding="utf-8"))
+    assert len(raw) >= 300 and len({(row["instruction"], row["input"]) for row in raw}) == len(raw)
+    texts = [row["output"] + row["instruction"] for row in raw]
+    chinese = sum(any("\u4e00" <= letter <= "\u9fff" for letter in text) for text in texts)
+    assert 0.4 < chinese / len(raw) < 0.65
+    assert 0.25 < sum(bool(row["input"]) for row in raw) / len(raw) < 0.45
     assert len({row["kind"] for row in raw}) >= 10
-    assert sum(not alpaca.fits(row) for row in rows) < 0.15 * len(rows)
-    train, held = alpaca.hold_out(rows, alpaca.EVAL_SHARE, alpaca.SEED)
-    answers = {row["output"] for row in train}
-    assert len(held) >= 30 and not [
-        row for row in held if len(row["output"]) > 40 and row["output"] in answers
+    assert sum(not alpaca.usable(row) for row in raw) < 0.15 * len(raw)
+    held = [row for row in raw if alpaca.held_out(row)]
+    known = {row["output"] for row in raw if not alpaca.held_out(row)}
+    assert len(held) >= 20 and not [row for row in held if len(row["output"]) > 40 and row["output"] in known]
+
+
+def test_the_general_rows_are_those_of_the_corpus(functions):
+    rows = [
+        json.loads(line)
+        for line in (ROOT / "data/general/rows.jsonl").read_text(encoding="utf-8").splitlines()
     ]
+    build = functions("data/general/build.py")
+    found = [
+        row
+        for name in build.FILES
+        for row in build.general_rows((build.CORPUS / name).read_text(encoding="utf-8"))
+    ]
+    assert len(rows) == 2 * build.ROWS and all(row in found for row in rows)
+    assert len({row["instruction"] for row in rows}) > 0.95 * len(rows)
+
+
+def test_answers_are_compared_with_the_references(judge):
+    wanted = ["天气晴朗，适合出行。", "Paris is the capital.", "x = 1"]
+    answers = pd.DataFrame({"reference": wanted, "after": ["天气晴朗，适合出行。", "", "天气"]})
+    answers["after_ended"] = [True, False, True]
+    scores = judge.score(answers, "after")
+    assert scores["chrf"] == pytest.approx([100, 0, 0], abs=1e-6) and scores["ended_by_itself"] == [1, 0, 1]
+    near, far = judge.score(
+        pd.DataFrame({"reference": wanted[:1] * 2, "after": ["天气晴好，适合出行。", "适合出行。"]}), "after"
+    )["chrf"]
+    assert 100 > near > far > 0
+
+
+def run_judge(folder) -> str:
+    command = [sys.executable, "data/alpaca/judge.py", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def test_judge_as_a_program(tmp_path):
+    """Model text cannot break out of the report; an exported model's answers are a third column."""
+    evil = "```\n</details><script>alert(1)</script>\n# Heading\n![x](http://example.com/x.png)\x1b[31m"
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"{i}?"}],
+            "reference": "007",
+            "before": "7",
+            "after": evil if i else "007",
+        }
+        | {"before_ended": True, "after_ended": True, "exported": "007"}
+        for i in range(6)
+    ]
+    write(tmp_path / "answers.jsonl", rows)
+    losses = {"before": {"loss": [2.0, 3, 4, 2, 3, 4]}, "after": {"loss": [1.5, 2, 3, 1, 2, 3]}}
+    metrics = {"model": "mine", "losses": losses, "train": {"steps": 1}, "versions": {}}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    printed = run_judge(tmp_path)
+    done = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert "| loss " in printed and done["before"]["loss"] == 3 and done["difference"]["loss"]["value"] < -0.5
+    assert done["exported"]["chrf"] == pytest.approx(100) and "exported" in printed
+    report = Path(tmp_path, "report.md").read_text(encoding="utf-8")
+    assert "\x1b" not in report and "no use to anyone" not in report
+    outside, inside = [], ""
+    for line in report.splitlines():
+        if not inside and line.startswith("```"):
+            inside = line
+        elif inside and line == inside:
+            inside = ""
+        elif not inside:
+            outside.append(line)
+    assert not inside and not [line for line in outside if "script" in line or "example.com" in line]
+
+
+def test_judge_names_a_folder_that_holds_no_run(tmp_path):
+    assert "holds no finished run" in run_judge(tmp_path)
+    (tmp_path / "answers.jsonl").write_text("no json", encoding="utf-8")
+    assert "holds no finished run" in run_judge(tmp_path)
