@@ -103,6 +103,8 @@ def calls_of(script: str, source: str) -> list[list]:
             place = OBJECTS.get(first) or places.get(first, "")
             keywords = [keyword.arg for keyword in node.keywords if keyword.arg]
             package = place.partition(".")[0]
+            if rest.endswith("fast_generate"):  # of vLLM's engine, which Unsloth hangs on the model
+                continue
             if keywords and package in "unsloth trl transformers peft datasets".split() and "(" not in rest:
                 calls.append([script, node.lineno, f"{place}.{rest}" if rest else place, keywords])
     return calls
@@ -129,7 +131,7 @@ def test_the_calls_that_matter_are_found():
     found = {(script, path.rpartition(".")[2]) for script, _, path, _ in ALL}
     text = [script for script in SCRIPTS if script != "vl_car_insurance.py"]
     assert {(script, "from_pretrained") for script in SCRIPTS} <= found
-    assert {(script, name) for script in text for name in ("get_peft_model", "generate", "train")} <= found
+    assert {(script, name) for script in text for name in ("get_peft_model", "train")} <= found
     trained = {"grpo_r1.py": ("GRPOConfig", "GRPOTrainer")}
     assert {
         (script, name) for script in SCRIPTS for name in trained.get(script, ("SFTConfig", "SFTTrainer"))
@@ -140,29 +142,22 @@ def test_the_calls_that_matter_are_found():
 @pytest.mark.parametrize("environment", ["plain", "gpu"])
 def test_a_misspelt_keyword_is_found(environment):
     source = (ROOT / "sft_gongwen.py").read_text(encoding="utf-8")
-    for word in (
-        "max_seq_length=",
-        "lora_alpha=",
-        "warmup_steps=",
-        "packing=",
-        "processing_class=",
-        "max_new_tokens=",
-    ):
+    for word in ("max_seq_length=", "lora_alpha=", "warmup_steps=", "dataset_num_proc=", "processing_class="):
         source = source.replace(word, f"x_{word}")
     wrong = wrong_keywords(environment, json.dumps(calls_of("sft_gongwen.py", source)))
     words = {message.rpartition(" ")[2] for message in wrong}
     on_gpu = {"x_max_seq_length", "x_lora_alpha"}
-    other = {"x_warmup_steps", "x_packing", "x_processing_class", "x_max_new_tokens"}
+    other = {"x_warmup_steps", "x_dataset_num_proc", "x_processing_class"}
     assert words >= (on_gpu if environment == "gpu" else other)
 
 
 GPU_SETTINGS = r"""
-import ast, json, math, sys
+import ast, json, sys
 from types import SimpleNamespace
 import torch, trl
 failed = []
 for script, constants, name, call in json.loads(sys.argv[1]):
-    names = {"math": math, "steps": 100, "checkpoints": "nowhere", "method": "qlora", **constants}
+    names = {"OUTPUT": "nowhere", "folder": "nowhere", **constants}
     names["model"] = SimpleNamespace(dtype=torch.bfloat16)
     names |= {"torch": torch, "str": str}
     keywords = ast.parse(call).body[0].value.keywords
@@ -178,7 +173,7 @@ for script, constants, name, call in json.loads(sys.argv[1]):
         kept = getattr(config, key)
         if key not in ("output_dir", "report_to") and (getattr(kept, "value", kept)) != value:
             failed.append(f"{script}: {key} is {kept}, not {value}")
-    if "batch" in config.to_dict() or not config.bf16:
+    if not config.bf16:
         failed.append(f"{script}: not in bfloat16")
 print("FAILED", json.dumps(failed))
 """

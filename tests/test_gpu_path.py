@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from conftest import ROOT, kill_in_training
-from openpyxl import Workbook
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
@@ -18,18 +17,13 @@ from transformers import (
 )
 
 SIMULATED = [str(ROOT / "tests" / "simulated_cuda.py")]
-SMALL = {"DTYPE": "float32", "ACCUMULATION": 1, "BATCH_SIZE": 2}  # an interpreted kernel takes its time
-SFT = SMALL | {"SYSTEM": "甲", "MAX_STEPS": 2, "EVALUATIONS": 2, "EVAL_ROWS": 1, "NEW_TOKENS": 2, "TRY": "乙"}
-GRPO = SMALL | {
-    "SYSTEM": "a", "MAX_STEPS": 2, "NUM_GENERATIONS": 2, "NEW_TOKENS": 6, "EVAL_ROWS": 1, "TRY": "2 + 2 = ?",
-}  # fmt: skip
-MEDICAL = SMALL | {
-    "SYSTEM": "甲", "RUNS": [("lora", 8)], "EQUAL_STEPS": 2, "EVALUATIONS": 2, "VAL_ROWS": 1,
-    "EVAL_ROWS": 1, "RED_ROWS": 1, "NEW_TOKENS": 2, "TRY": "胸痛怎么办？",
-}  # fmt: skip
-VISION = SMALL | {
-    "MAX_STEPS": 2, "EVALUATIONS": 2, "EVAL_ROWS": 1, "NEW_TOKENS": 2, "MAX_PIXELS": 3136, "LORA_R": 4,
-}  # fmt: skip
+# An interpreted kernel takes its time: short rows, few of them, none of the files that ship.
+SMALL = {"DTYPE": torch.float32, "ACCUMULATION": 1, "BATCH_SIZE": 2, "NEW_TOKENS": 2, "EVAL_ROWS": 2}
+SFT = SMALL | {"SYSTEM": "甲", "MAX_STEPS": 2, "GENERAL": "none"}
+MEDICAL = SMALL | {"SYSTEM": "甲", "RUNS": [("lora", 8)], "EQUAL_STEPS": 2, "VAL_ROWS": 2}
+MEDICAL |= {"GENERAL": "none", "RED_TEAM": "none", "EXAM": "none"}
+GRPO = SMALL | {"SYSTEM": "a", "MAX_STEPS": 2, "NUM_GENERATIONS": 2, "NEW_TOKENS": 6}
+VISION = SMALL | {"MAX_STEPS": 2, "MAX_PIXELS": 3136, "LORA_R": 4}
 SCRIPTS = {
     "sft_gongwen.py": SFT,
     "sft_alpaca.py": SFT,
@@ -39,15 +33,13 @@ SCRIPTS = {
 }
 SYMPTOMS = "发热 咳嗽 头痛 腹泻 皮疹 乏力 胸闷 失眠 眩晕 呕吐 耳鸣 腰痛 便秘 牙疼 心慌 盗汗 脱发 鼻塞 咽痛 浮肿".split()
 THEN = """
-import json
-from pathlib import Path
 classes = [f"{kind.__module__}.{kind.__name__}" for kind in (type(model), type(trainer))]
 history = {"loss": first["loss"], "grad_norm": first["grad_norm"], "labels": labels.tolist(), "classes": classes}
 Path(OUTPUT, "history.json").write_text(json.dumps(history))
 """
 FIRST = """
 first = next(entry for entry in trainer.state.log_history if "loss" in entry)
-labels = batch["labels"] if "batch" in globals() else labels
+labels = trainer.data_collator([trainer.train_dataset[0]])["labels"]
 """
 GIVEN_SAMPLES = """
 torch.manual_seed(1)  # samples of an untrained model all earn nothing: these have an advantage
@@ -65,6 +57,11 @@ first = {"loss": loss.item(), "grad_norm": norm.item()}
 """
 
 
+def write(path, rows) -> None:
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory):
     """Return script -> the environment with an untrained model of two layers and a file of short rows."""
@@ -72,10 +69,18 @@ def inputs(tmp_path_factory):
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "data" / "tiny-qwen2.5")
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, intermediate_size=256, max_position_embeddings=2048, tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=256,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
     model = Qwen2ForCausalLM(config)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.pad_token_id]
     model.save_pretrained(folder / "text")
@@ -92,28 +97,27 @@ def inputs(tmp_path_factory):
     AutoProcessor.from_pretrained(tiny).save_pretrained(folder / "vision")
 
     rows = [
-        {"instruction": f"{name}？", "input": "", "output": f"休息{i}天。", "topic": name}
+        {
+            "instruction": f"{name}？",
+            "input": "",
+            "output": f"休息{i}天。",
+            "meta": {"split": "train" if i > 3 else "test"},
+        }
         for i, name in enumerate(SYMPTOMS, 1)
     ]
-    questions = [
-        {"question": f"{name}怎么办呢", "answer": f"多休息，多喝水，{i}天后复查。"}
-        for i, name in enumerate(SYMPTOMS, 1)
-    ]
-    sums = [{"question": f"{i} + 2 = ?", "answer": f"#### {i + 2}"} for i in range(20)]
-    for name, part in (("rows", rows), ("questions", questions), ("sums", sums)):
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
-        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    book = Workbook()
-    book.active.append(["image", "prompt", "response", "style"])
+    write(folder / "rows.jsonl", rows)
+    for name, part in {"train": rows[3:], "val": rows[:2], "test": rows[1:3], "gold": rows[2:3]}.items():
+        write(folder / f"{name}.jsonl", part)
+    write(folder / "sums.jsonl", [{"question": f"{i} + 2 = ?", "answer": f"#### {i + 2}"} for i in range(20)])
+    photos = []
     for i in range(20):
         Image.new("RGB", (48, 48), (9 * i, 255 - 9 * i, 90)).save(folder / f"{i}.png")
-        book.active.append([f"{i}.png", "数？", json.dumps({"数": i}, ensure_ascii=False), f"style {i % 5}"])
-    book.save(folder / "sheet.xlsx")
-    data = {
-        "sft_medical.py": "questions.jsonl",
-        "grpo_r1.py": "sums.jsonl",
-        "vl_car_insurance.py": "sheet.xlsx",
-    }
+        photos.append(
+            {"file_names": [f"{i}.png"], "prompt": "数？", "answer": json.dumps({"数": i}), "style": str(i)}
+        )
+        photos[-1] |= {"number": i, "split": "train" if i > 3 else "held_out"}
+    write(folder / "metadata.jsonl", photos)
+    data = {"sft_medical.py": ".", "grpo_r1.py": "sums.jsonl", "vl_car_insurance.py": "metadata.jsonl"}
     return {
         script: {
             "MODEL": str(folder / ("vision" if script.startswith("vl") else "text")),
@@ -136,6 +140,7 @@ def test_gpu_path_runs_and_agrees_with_the_cpu(run_script, inputs, tmp_path, scr
         assert run.status == 0, run.stdout[-2000:] + run.stderr[-3000:]
         histories[name] = json.loads((run.output / "history.json").read_text())
         assert load_file(run.output / "lora" / "adapter_model.safetensors")
+        assert "max_length` seem to have been set" not in run.stderr
     cpu, gpu = histories["cpu"], histories["gpu"]
     assert cpu["labels"] == gpu["labels"] and cpu["classes"] != gpu["classes"]
     assert cpu["loss"] == pytest.approx(gpu["loss"], abs=1e-5) and cpu["loss"] != 0
@@ -148,10 +153,62 @@ def test_gpu_path_in_4_bit_resumes(run_script, inputs, tmp_path, script):
     output, constants = tmp_path / "run", dict(SCRIPTS[script])
     if script == "sft_medical.py":
         constants["RUNS"] = [("qlora", 8)]
-    kill_in_training(script, output, 1, SIMULATED, inputs[script], **constants)
+    file = "checkpoints-*/checkpoint-1/trainer_state.json"
+    kill_in_training(script, output, file, SIMULATED, inputs[script], **constants)
     run = run_script(script, output, runner=SIMULATED, environment=inputs[script], **constants)
     assert run.status == 0, run.stdout[-2000:] + run.stderr[-3000:]
-    assert "oing on from" in run.stdout
+    assert "Continuing from" in run.stdout
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["train"]["steps"] == 2 and metrics["device"] == "simulated"
     assert load_file(output / "lora" / "adapter_model.safetensors")
+
+
+ALONE_AND_TOGETHER = """
+def loss_of(*rows):
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in rows])
+    model.eval()
+    return trainer.prediction_step(model, batch, prediction_loss_only=True)[0].item()
+
+lengths = [sum(trainer.train_dataset[i]["completion_mask"]) for i in range(len(trainer.train_dataset))]
+short, long = lengths.index(min(lengths)), lengths.index(max(lengths))
+losses = {"short": loss_of(short), "long": loss_of(long), "both": loss_of(short, long), "turned": loss_of(long, short)}
+losses["tokens"] = [lengths[short], lengths[long]]
+losses["padding_free"] = bool(trainer.padding_free)
+Path(OUTPUT, "losses.json").write_text(json.dumps(losses))
+"""
+
+
+def test_rows_in_one_pass_do_not_see_each_other(run_script, inputs, tmp_path):
+    """Padding-free, rows stand in one sequence: their loss together is the token-weighted mean of that alone."""
+    rows = [
+        json.loads(line)
+        for line in (
+            inputs["sft_alpaca.py"]["DATA"] and open(inputs["sft_alpaca.py"]["DATA"], encoding="utf-8")
+        )
+    ]
+    rows[10]["output"] = "先测体温，再看有没有皮疹，多喝温水，三天不退就去医院。"
+    write(tmp_path / "rows.jsonl", rows)
+    environment = inputs["sft_alpaca.py"] | {"DATA": str(tmp_path / "rows.jsonl")}
+    options = {"runner": SIMULATED, "environment": environment, "then": ALONE_AND_TOGETHER}
+    run = run_script("sft_alpaca.py", tmp_path / "run", **options, **SFT | {"LOAD_IN_4BIT": False})
+    assert run.status == 0, run.stderr[-3000:]
+    losses = json.loads((run.output / "losses.json").read_text())
+    (few, many), weighted = losses["tokens"], 0.0
+    weighted = (few * losses["short"] + many * losses["long"]) / (few + many)
+    assert losses["padding_free"] and few < many and abs(losses["short"] - losses["long"]) > 1e-3
+    assert losses["both"] == pytest.approx(weighted, abs=1e-5) and losses["turned"] == pytest.approx(
+        weighted, abs=1e-5
+    )
+
+
+def test_eight_rows_at_once_make_the_same_step(run_script, inputs, tmp_path):
+    """8 x 1 is the optimizer step of 2 x 4 in fewer passes: equal losses and gradients."""
+    found = {}
+    for batch, passes in ((8, 1), (2, 4)):
+        options = {"runner": SIMULATED, "environment": inputs["sft_alpaca.py"], "then": FIRST + THEN}
+        constants = SFT | {"LOAD_IN_4BIT": False, "BATCH_SIZE": batch, "ACCUMULATION": passes, "MAX_STEPS": 1}
+        run = run_script("sft_alpaca.py", tmp_path / str(batch), **options, **constants)
+        assert run.status == 0, run.stderr[-3000:]
+        found[batch] = json.loads((run.output / "history.json").read_text())
+    assert found[8]["loss"] == pytest.approx(found[2]["loss"], abs=1e-3)
+    assert found[8]["grad_norm"] == pytest.approx(found[2]["grad_norm"], rel=1e-2)

@@ -8,7 +8,7 @@ one is loaded:
 - `data/tiny-qwen2.5-vl/`: Qwen2.5-VL architecture, patches of 8 pixels, two by two merged into a token, and the
   tokenizer of `data/tiny-qwen2.5/`.
 
-Run:    `uv run data/build_tiny_vision.py` (30 minutes on one core, no network), after `data/build_tiny_models.py`
+Run:    `uv run data/tiny-qwen2.5-vl/build.py` (30 minutes on one core, no network), after `data/tiny-qwen2.5/build.py`
 Needs:  the fonts of FONTS and CJK: Debian packages fonts-dejavu-core, fonts-liberation2, fonts-urw-base35 and
         fonts-noto-cjk. The result is committed, so nobody else needs them.
 Data:   lines of digits, plates, VINs and short words on cluttered backgrounds; asked what they say, or which number is
@@ -46,7 +46,7 @@ from transformers import (
 )
 
 # %% Settings
-DATA = Path(__file__).resolve().parent
+DATA = Path(__file__).resolve().parent.parent
 VISION_HIDDEN, VISION_LAYERS, VISION_HEADS, VISION_INTERMEDIATE = 96, 4, 3, 256
 HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE = 128, 4, 4, 2, 384
 PATCH, MERGE = 8, 2

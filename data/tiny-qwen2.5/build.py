@@ -5,13 +5,13 @@
 Trains, from this repo's own text and nothing else, the model that the scripts use where no real one is loaded:
 
 - `data/tiny-qwen2.5/`: Qwen2 architecture, hidden size 192, 6 layers, byte-level BPE with 6,144 tokens, ChatML;
-- `data/sums.jsonl`: the problems of grpo_r1.py's rehearsal, which no exercise of the pretraining asks.
+- `data/r1/sums.jsonl`: the problems of grpo_r1.py's rehearsal, which no exercise of the pretraining asks.
 
-Run:    `uv run data/build_tiny_models.py` (34 minutes on one core)
+Run:    `uv run data/tiny-qwen2.5/build.py` (34 minutes on one core)
 Data:   `data/corpus/*.txt` (paragraphs, and `Q:` / `A:` pairs that become chat turns), loose sentences from the
-        training topics of `data/gongwen.json`, and generated exercises (sums, dates, copying). No row that a
+        training topics of `data/gongwen/train.json`, and generated exercises (sums, dates, copying). No row that a
         script is scored on, and no text in the form of an official document.
-Writes: `data/tiny-qwen2.5/` (safetensors, tokenizer, config), `data/sums.jsonl`
+Writes: `data/tiny-qwen2.5/` (safetensors, tokenizer, config), `data/r1/sums.jsonl`
 
 The result knows common words and the shape of a chat turn. It is not a useful model and is not meant to be one.
 """
@@ -30,7 +30,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 # %% Settings
-DATA = Path(__file__).resolve().parent
+DATA = Path(__file__).resolve().parent.parent
 VOCAB_SIZE = 6144  # 49k would make every step four times slower
 HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE = 192, 6, 3, 1, 512  # multiples of 64: NF4 packs blocks of 64
 SEQUENCE = 256  # tokens in a packed row
@@ -40,7 +40,7 @@ LEARNING_RATE = 2e-3  # peak; cosine to a tenth after 50 warm-up steps
 EXERCISES = (
     1500  # generated exercises of a kind (twelve times as many sums); each pass takes an eighth of all
 )
-PROBLEMS = 500  # of sums.jsonl
+PROBLEMS = 500  # of data/r1/sums.jsonl
 SEED = 3407
 HELD_OUT = "传染病防控 卫生信息化 爱国卫生 合理用药 医联体建设".split()  # topics sft_gongwen.py is scored on
 
@@ -191,9 +191,9 @@ for path in sorted((DATA / "corpus").glob("*.txt")):
     blocks += [
         block.strip() for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8")) if block.strip()
     ]
-blocks += loose_sentences(DATA / "gongwen.json", HELD_OUT)
+blocks += loose_sentences(DATA / "gongwen" / "train.json", HELD_OUT)
 lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in problems(PROBLEMS, random.Random(SEED))]
-(DATA / "sums.jsonl").write_text("".join(lines), encoding="utf-8")
+(DATA / "r1" / "sums.jsonl").write_text("".join(lines), encoding="utf-8")
 rng = random.Random(SEED)
 short = [line for block in blocks for line in re.findall(r"[^。！？\n]{8,40}[。！？]", block)]
 exercises = sums(12 * EXERCISES, rng) + dates(EXERCISES, rng) + copies(short, EXERCISES, rng)
