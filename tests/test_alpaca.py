@@ -1,8 +1,10 @@
 """The data, the split and the judge of sft_alpaca.py; its runs are in test_runs.py."""
 
+import http.server
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pandas as pd
@@ -213,3 +215,39 @@ def test_judge_names_a_folder_that_holds_no_run(tmp_path):
     assert "holds no finished run" in run_judge(tmp_path)
     (tmp_path / "answers.jsonl").write_text("no json", encoding="utf-8")
     assert "holds no finished run" in run_judge(tmp_path)
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """An OpenAI-compatible server that repeats the question, or breaks where it is asked to."""
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        question = asked["messages"][-1]["content"]
+        choice = {"message": {"content": f"{question} {asked['temperature']}"}, "finish_reason": "stop"}
+        body = b"no json" if question == "break" else json.dumps({"choices": [choice]}).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.parametrize(
+    "program", ["data/alpaca/judge.py", "data/r1/judge.py", "data/medical/judge.py", "data/gongwen/judge.py"]
+)
+def test_a_judge_asks_a_server(functions, program):
+    judge = functions(program)
+    server = http.server.HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        judge.ENDPOINT = f"http://127.0.0.1:{server.server_port}/v1/"
+        assert judge.ask([{"role": "user", "content": "Two?"}]) == ("Two? 0", True)
+        with pytest.raises(ValueError, match="gives no answer"):
+            judge.ask([{"role": "user", "content": "break"}])
+    finally:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(ValueError, match="start the server"):
+        judge.ask([{"role": "user", "content": "Two?"}])
+    judge.ENDPOINT = ""

@@ -17,6 +17,7 @@ import sys
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,9 @@ from scipy import stats
 # %% Settings
 OUTPUT = "outputs/r1"  # or the first argument
 SHOWN = 3  # answers side by side in report.md
+ENDPOINT = ""  # "http://127.0.0.1:8080/v1": this server answers the prompts, too, as the column exported
+SERVED = ""  # the model's name there, for servers that hold several
+MAX_TOKENS = 512  # of such an answer
 
 
 # %% Rewards
@@ -140,6 +144,21 @@ def compare(before: list[float], after: list[float]) -> dict[str, float | None]:
     return {"value": value, "low": low, "high": high, "p": p, "smallest": smallest}
 
 
+def ask(messages: list[dict]) -> tuple[str, bool]:
+    """Return the greedy answer of the server at ENDPOINT and whether it ended by itself; ValueError without one."""
+    body = {"model": SERVED, "messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS}
+    address = f"{ENDPOINT.rstrip('/')}/chat/completions"
+    request = Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urlopen(request, timeout=600) as reply:
+            choice = json.load(reply)["choices"][0]
+            return choice["message"]["content"] or "", choice.get("finish_reason") == "stop"
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(
+            f"{ENDPOINT} gives no answer ({error}): start the server, or empty ENDPOINT"
+        ) from None
+
+
 # %% Report
 def fenced(text: str) -> str:
     """Return a text as a Markdown code block that it cannot leave: the fence is longer than any inside."""
@@ -175,6 +194,8 @@ try:
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 except (OSError, ValueError) as error:
     raise SystemExit(f"{folder} holds no finished run: {error}") from None
+if ENDPOINT:
+    answers[["exported", "exported_ended"]] = [ask(messages) for messages in answers["prompt"]]
 before = score(answers, "before")
 after = score(answers, "after")
 metrics["before"] = {name: float(np.mean(values)) for name, values in before.items()}
