@@ -216,8 +216,10 @@ def score_rows(predictions: list, references: list[dict]) -> dict[str, list[floa
 
 
 def field_accuracy(predictions: list, references: list[dict]) -> dict[str, float]:
-    """Return the means over the rows that ask for a score: field_accuracy is the share of a row's fields that are
-    right, mileage_error is relative and at most 1, the error rates of plates and VINs are by character."""
+    """Return the means over the rows that ask for a score: field_accuracy is the share of fields that are right.
+
+    mileage_error is relative and at most 1; the error rates of plates and VINs are by character.
+    """
     scores = score_rows(predictions, references)
     known = {name: [value for value in values if value is not None] for name, values in scores.items()}
     return {name: sum(values) / len(values) for name, values in known.items() if values}

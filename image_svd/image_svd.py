@@ -12,11 +12,12 @@ Writes: `outputs/image_svd/svd.png`
 
 # %% Imports
 import os
+import sys
 from bisect import bisect_left
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from skimage.metrics import structural_similarity
 from sklearn.utils.extmath import randomized_svd
@@ -29,13 +30,15 @@ OUTPUT = os.getenv("OUTPUT", "outputs/image_svd")
 RANKS = (1, 2, 5, 10, 20, 40, 60, 100, 150, 200, 300)
 TARGETS = (30, 35, 40)  # dB
 MAX_PIXELS = 50_000_000  # a larger file is refused: it may be a decompression bomb
-MAX_SIDE = 1024  # pixels; larger pictures are scaled down for the sweep
+SWEEP_PIXELS = 1_000_000  # larger pictures are scaled down for the sweep
 
 
 # %% Data
 def read_image(path: str | Path) -> np.ndarray:
     """Return a picture, upright, uint8 [rows, columns] or [rows, columns, 3]; ValueError names a bad file."""
     try:
+        if not Path(path).is_file():
+            raise ValueError("it is no file")
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(
@@ -46,6 +49,8 @@ def read_image(path: str | Path) -> np.ndarray:
             image = ImageOps.exif_transpose(image)
             if image.mode[0] in "IF":  # 16 bits or more: Pillow would cut at 255
                 values = np.asarray(image, "float64")
+                if not np.isfinite(values).all():
+                    raise ValueError("some of its pixels are no finite numbers")
                 image = Image.fromarray(
                     (255 * (values - values.min()) / (np.ptp(values) or 1)).astype("uint8")
                 )
@@ -53,7 +58,7 @@ def read_image(path: str | Path) -> np.ndarray:
                 white = Image.new("RGBA", image.size, "white")
                 image = Image.alpha_composite(white, image.convert("RGBA"))
             return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, NotImplementedError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be used as a picture: {error}") from error
 
 
@@ -92,10 +97,20 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 # %% Sweep over k
-image = read_image(DATA)
-if max(image.shape) > MAX_SIDE:
-    image = np.asarray(ImageOps.contain(Image.fromarray(image), (MAX_SIDE, MAX_SIDE)))
+if hasattr(sys.stdout, "reconfigure"):  # a terminal, not a notebook
+    sys.stdout.reconfigure(errors="replace")  # one in GBK or cp1252 shows ? for letters it lacks
+try:
+    image = read_image(DATA)
+    Path(OUTPUT).mkdir(parents=True, exist_ok=True)
+    open(f"{OUTPUT}/svd.png", "ab").close()  # what cannot be written is said before the work
+except (OSError, ValueError) as error:
+    raise SystemExit(f"DATA or OUTPUT: {error}") from error
 rows, columns = image.shape[:2]
+if rows * columns > SWEEP_PIXELS:
+    scale = (SWEEP_PIXELS / (rows * columns)) ** 0.5
+    size = max(8, round(scale * columns)), max(8, round(scale * rows))
+    image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    rows, columns = image.shape[:2]
 full = min(rows, columns)
 factors = [truncated_svd(channel, full) for channel in np.atleast_3d(image).transpose(2, 0, 1)]
 ranks = [k for k in RANKS if k < full]
@@ -113,35 +128,36 @@ smallest = {
 }
 print("Smallest k: " + ", ".join(f"{k} for {target} dB" for target, k in smallest.items()))
 
-figure = Figure((14, 7), layout="constrained")
+# %% Figure
+figure = plt.figure(figsize=(11, 6.4), layout="constrained")
 above, below = figure.subfigures(2, 1, height_ratios=(2, 3))
 shown = [ranks.index(k) for k in (5, 20, 60, 150) if k in ranks]
 for panel, i in zip(above.subplots(1, len(shown) + 1), [*shown, None], strict=True):
     panel.imshow((image if i is None else pictures[i]) / 255, cmap="gray", vmin=0, vmax=1)
+    if max(rows, columns) > 4 * full:  # a strip is stretched, or nothing of it would be seen
+        panel.set_aspect("auto")
     title = (
-        f"original, rank {full}"
+        f"original\n{columns} x {rows}"
         if i is None
-        else f"k = {ranks[i]}: {decibels[i]:.1f} dB, {shares[i]:.0%} stored"
+        else f"k = {ranks[i]}: {decibels[i]:.1f} dB\n{shares[i]:.0%} stored"
     )
     panel.set(title=title, xticks=[], yticks=[])
 left, middle, right = below.subplots(1, 3)
-for (_, s, _), name in zip(
-    factors, ("red", "green", "blue") if len(factors) == 3 else ("gray",), strict=True
-):
-    left.semilogy(np.arange(1, full + 1), s, color=name)
-left.set(title="Singular values by channel", xlabel="index", ylabel="singular value")
-middle.plot(ranks, decibels, marker=".", label="PSNR / dB")
+colors = ("red", "green", "blue") if len(factors) == 3 else ("gray",)
+for (_, s, _), color in zip(factors, colors, strict=True):
+    left.semilogy(np.arange(1, full + 1), np.maximum(s, 1e-3), color=color, label=color)
+left.set(title="Singular values", xlabel="index", ylabel="singular value")
+left.legend()
+middle.plot(ranks, decibels, marker=".")
 for target, k in smallest.items():
-    middle.plot(k, target, "k+", markersize=10)
-    middle.annotate(f"  {target} dB: k = {k}", (k, target), va="top")
-twin = middle.twinx()
-twin.plot(ranks, similar, color="tab:orange", marker=".", label="SSIM")
-middle.set(title="Quality", xlabel="k", ylabel="PSNR / dB (blue)")
-twin.set(ylabel="SSIM (orange)", ylim=(0, 1.02))
-right.plot(ranks, shares, marker=".", color="tab:green")
-right.axhline(1, color="gray", linestyle=":")
-right.set(title="Numbers stored: k (m + n + 1) / (m n)", xlabel="k", ylabel="share of the picture's")
-Path(OUTPUT).mkdir(parents=True, exist_ok=True)
-figure.savefig(f"{OUTPUT}/svd.tmp", format="png", dpi=100)
-os.replace(f"{OUTPUT}/svd.tmp", f"{OUTPUT}/svd.png")
+    middle.axhline(target, color="gray", linewidth=0.5)
+    middle.plot(k, target, "ko", label=f"{target} dB: k = {k}")
+middle.set(title="What is left of it", xlabel="k", ylabel="PSNR / dB")
+middle.legend(title="smallest k for")
+right.plot(ranks, similar, marker=".", color="tab:orange", label="SSIM (1: equal)")
+right.plot(ranks, shares, marker=".", color="tab:green", label="numbers stored")
+right.axhline(1, color="gray", linewidth=0.5)
+right.set(title="Likeness and its price", xlabel="k", ylabel="share")
+right.legend()
+figure.savefig(f"{OUTPUT}/svd.png", dpi=100)
 print(f"Wrote {OUTPUT}/svd.png")

@@ -5,8 +5,8 @@
 Draws the singular values of what a LoRA adapter learnt, (alpha / r) B A, of rank r at most, beside those of
 what full fine-tuning changes in the tiny model and of the weight itself, which keeps its full rank.
 
-Run:    `uv run image_svd/lora_spectra.py` after a training script
-Data:   adapters that the training scripts saved, data/tiny-qwen2.5
+Run:    `uv run image_svd/lora_spectra.py` after a training script, which saves outputs/*/lora
+Data:   adapters in PEFT's layout, the newest one being drawn; data/tiny-qwen2.5
 Writes: `outputs/image_svd/lora.png`
 """
 
@@ -14,12 +14,14 @@ Writes: `outputs/image_svd/lora.png`
 import json
 import os
 import re
+import sys
 from glob import glob
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -40,11 +42,17 @@ TEXT = (
 
 # %% Data
 def lora_spectra(folder: str | Path) -> dict[str, np.ndarray]:
-    """Return module -> singular values of its update (alpha / r) B A, from an adapter in PEFT's layout."""
-    config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+    """Return module -> singular values of its update (alpha / r) B A, from an adapter in PEFT's layout.
+
+    ValueError names a folder that holds no plain LoRA of linear layers.
+    """
+    try:
+        config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+        weights, spectra = load_file(Path(folder) / "adapter_model.safetensors"), {}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder} cannot be read as an adapter: {error}") from error
     if config.get("use_dora"):
         raise ValueError(f"{folder} is a DoRA adapter, whose update is not B A; save a plain LoRA")
-    weights, spectra = load_file(Path(folder) / "adapter_model.safetensors"), {}
     for name, a in weights.items():
         if name.endswith("lora_A.weight") and a.ndim == 2:
             module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
@@ -55,6 +63,8 @@ def lora_spectra(folder: str | Path) -> dict[str, np.ndarray]:
             core = torch.linalg.qr(b.float()).R @ torch.linalg.qr(a.float().T).R.T  # [r, r], not [out, in]
             scale = alpha / (r**0.5 if config.get("use_rslora") else r)
             spectra[module] = scale * torch.linalg.svdvals(core).numpy()
+    if not spectra:
+        raise ValueError(f"{folder} has no LoRA matrices of linear layers")
     return spectra
 
 
@@ -66,17 +76,32 @@ def effective_rank(values: np.ndarray) -> float:
 
 
 # %% Spectra
+if hasattr(sys.stdout, "reconfigure"):  # a terminal, not a notebook
+    sys.stdout.reconfigure(errors="replace")  # one in GBK or cp1252 shows ? for letters it lacks
 curves = {}  # title of a panel -> module -> singular values
 adapters = sorted(glob(f"{ADAPTER}/adapter_model.safetensors"), key=os.path.getmtime)
-if adapters:
-    curves["LoRA update (alpha / r) B A"] = lora_spectra(Path(adapters[-1]).parent)
-else:
+for path in reversed(adapters):
+    if not curves:
+        try:
+            curves["LoRA update (alpha / r) B A"] = lora_spectra(Path(path).parent)
+            print(f"Adapter: {Path(path).parent}")
+        except ValueError as error:
+            print(f"Left out: {error}")
+if not curves:
     print(f"No adapter in {ADAPTER}: run a training script first to see the spectrum of its update")
 if Path(MODEL, "config.json").exists():
     torch.set_num_threads(1)  # in a model this small threads wait longer than they work
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    try:
+        Path(OUTPUT).mkdir(parents=True, exist_ok=True)  # what cannot be written is said before the work
+        tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            MODEL,
+            dtype=torch.float32,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"MODEL = {MODEL} or OUTPUT = {OUTPUT}: {error}") from error
     layers = {
         n: m.weight for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "layers" in n
     }
@@ -97,20 +122,33 @@ if Path(MODEL, "config.json").exists():
     curves["The weight itself"] = {n: torch.linalg.svdvals(w).numpy() for n, w in before.items()}
 else:
     print(f"No model in {MODEL}: full fine-tuning is left out")
-if curves:
-    Path(OUTPUT).mkdir(parents=True, exist_ok=True)
-    figure = Figure((4.5 * len(curves), 4.2), layout="constrained")
-    for panel, (title, spectra) in zip(
-        figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
-    ):
-        mean = np.mean([effective_rank(values) for values in spectra.values()])
-        print(f"{title}: effective rank {mean:.1f} on average over {len(spectra)} matrices")
-        for values in spectra.values():
-            panel.semilogy(
-                np.arange(1, len(values) + 1), values / (values.max() or 1), color="tab:blue", alpha=0.25
-            )
-        panel.set(title=f"{title}\nmean effective rank {mean:.1f}", xlabel="index", ylim=(1e-4, 1.5))
-        panel.set_ylabel("singular value / largest")
-    figure.savefig(f"{OUTPUT}/lora.tmp", format="png", dpi=100)
-    os.replace(f"{OUTPUT}/lora.tmp", f"{OUTPUT}/lora.png")
-    print(f"Wrote {OUTPUT}/lora.png")
+
+# %% Figure
+if not curves:
+    raise SystemExit  # nothing to draw, as was said above
+kinds = sorted({module.rpartition(".")[2] for spectra in curves.values() for module in spectra})
+colors = {kind: f"C{number % 10}" for number, kind in enumerate(kinds)}
+figure, panels = plt.subplots(
+    1,
+    len(curves),
+    figsize=(11, 4.8),
+    sharex=True,
+    sharey=True,
+    squeeze=False,
+    layout="constrained",
+)
+for panel, (title, spectra) in zip(panels[0], curves.items(), strict=True):
+    mean = np.mean([effective_rank(values) for values in spectra.values()])
+    most = np.mean([len(values) for values in spectra.values()])
+    print(f"{title}: effective rank {mean:.1f} of {most:.1f} on average over {len(spectra)} matrices")
+    for module, values in spectra.items():
+        color = colors[module.rpartition(".")[2]]
+        panel.plot(np.arange(1, len(values) + 1), values / (values.max() or 1), color=color, alpha=0.4)
+    panel.set(title=f"{title}\neffective rank {mean:.1f} of at most {most:.1f}", xlabel="index")
+panels[0, 0].set(xscale="log", yscale="log", ylim=(1e-4, 1.5), ylabel="singular value / largest")
+panels[0, 0].xaxis.set_major_formatter("{x:.0f}")
+lines = [plt.Line2D([], [], color=color) for color in colors.values()]
+figure.legend(lines, list(colors), loc="outside lower center", ncols=7, title="module")
+Path(OUTPUT).mkdir(parents=True, exist_ok=True)
+figure.savefig(f"{OUTPUT}/lora.png", dpi=100)
+print(f"Wrote {OUTPUT}/lora.png")

@@ -10,7 +10,8 @@ import pytest
 from conftest import ROOT, constants_of, is_constant, with_constants
 
 TRAINING = sorted(path.name for path in ROOT.glob("*.py"))
-DEMOS = ["image_svd/image_svd.py", "image_svd/lora_spectra.py", "movielens_als/movielens_als.py"]
+DEMOS = ["image_svd/image_svd.py", "image_svd/lora_spectra.py"]
+DEMOS += ["movielens_als/movielens_als.py", "movielens_als/implicit_als.py"]
 PROGRAMS = sorted(
     str(path.relative_to(ROOT)) for name in ("data/*/*.py", "tools/*.py") for path in ROOT.glob(name)
 )

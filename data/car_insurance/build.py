@@ -5,15 +5,15 @@
 Draws dashboards, licence plates, VIN plates and damaged panels as an insurer's customers photograph them, writes what
 each picture shows as JSON, and puts both into an Excel sheet as a claims department keeps it.
 
-Run:    `uv run data/build_car_insurance.py` (a minute; the same seed gives the same pictures where fonts and Pillow agree)
+Run:    `uv run data/car_insurance/build.py` (a minute; the same seed gives the same pictures where fonts and Pillow agree)
 Needs:  fonts-dejavu-core, fonts-liberation2, fonts-urw-base35 and, for the Chinese letters, fonts-noto-cjk (Debian's names;
         Bitstream Vera's, OFL and AGPL-with-font-exception licences, all of which allow pictures of text). The pictures
         are committed: nobody who only trains needs a font.
 Data:   nothing but this file: owners, plates, VINs and cars are invented
 Writes: `data/car_insurance/pictures/*.jpg`, `data/car_insurance/qwen-vl-train.xlsx`
 
-A style is a layout with its own colours, fonts and lettering; the sheet names it, and vl_car_insurance.py holds out whole
-styles. Every fact in an answer can be seen in the picture.
+A style is a layout with its own colours, fonts and lettering; the sheet names it, and prepare.py, which is to be
+run afterwards, holds out whole styles. Every fact in an answer can be seen in the picture.
 """
 
 # %% Imports
@@ -31,7 +31,7 @@ from openpyxl.styles import Alignment, Font
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 # %% Settings
-FOLDER = Path(__file__).resolve().parent / "car_insurance"
+FOLDER = Path(__file__).resolve().parent
 WIDTH, HEIGHT = 448, 320
 SCALE = 2  # drawn so many times larger, then reduced, which smooths every edge
 QUALITY = 82  # of the JPEG files

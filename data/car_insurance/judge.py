@@ -1,0 +1,365 @@
+# %% [markdown]
+"""
+# What a model reads from car photos: sheet of photos, sheet of predictions, report
+
+Scores no model by itself: `vl_car_insurance.py` lets it read the held-out photos before and after training and scores
+the fields; this program shows what was read, next to the photos, and says what the scores allow to conclude.
+
+Run:    `uv run data/car_insurance/judge.py outputs/car_insurance`
+        `uv run data/car_insurance/judge.py OUTPUT_A OUTPUT_B` compares two models on the rows that both have read
+Data:   OUTPUT/answers.jsonl, a row a line: {"input": "读取……", "image": ["pictures/001.jpg"], "style": "twin_dials",
+        "reference": "{\\"里程数\\": 12345}", "before": "…", "after": "…"}; OUTPUT/metrics.json, where there is one
+Writes: OUTPUT/contact_sheet.png, OUTPUT/predictions.xlsx, OUTPUT/report.md
+"""
+
+# %% Imports
+import json
+import math
+import re
+import sys
+import unicodedata
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+from openpyxl import Workbook
+from openpyxl.drawing.image import Image as Pasted
+from PIL import Image, ImageOps
+from scipy import stats
+
+# %% Settings
+SHOWN = 16  # rows on the contact sheet
+SAMPLES = 3  # rows in the report
+FONTS = (
+    "Noto Sans CJK SC",
+    "Microsoft YaHei",
+    "SimHei",
+    "PingFang SC",
+    "WenQuanYi Micro Hei",
+)  # Chinese ones
+# what neither a sheet nor a font takes
+CONTROL = re.compile(r"[^\n\t\x20-\x7e\x80-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+UNITS = {"KM": "公里", "千米": "公里", "公里": "公里", "MI": "英里", "MILES": "英里", "英里": "英里"}
+
+
+# %% Score
+def parse_json(text: object) -> dict | None:
+    """Return the first JSON object in a text, which may stand in a code fence or a sentence, or None."""
+    text = str(text)
+    for found in islice(re.finditer(r'\{\s*["}]', text), 200):  # after so many broken ones none is an answer
+        try:
+            value, end = json.JSONDecoder().raw_decode(text, found.start())
+        except (ValueError, RecursionError):  # broken, an integer of 5,000 digits, a thousand brackets
+            continue
+        nested = text.count("[", found.start(), end) + text.count("{", found.start(), end)
+        return value if nested < 200 else None  # what reads it further on is recursive
+    return None
+
+
+def letters_of(value: object) -> str:
+    """Return a text in capitals and half-width, without spaces, inner hyphens and the dot of a plate."""
+    return re.sub(r"[\s·•・‧]|(?<=\w)-", "", unicodedata.normalize("NFKC", str(value))).upper()
+
+
+def normal(value: object) -> object:
+    """Return what a field means: a number for 12,345 or 12345公里, 公里 for km, a plate without its dot."""
+    if isinstance(value, list):
+        return frozenset(map(normal, value)) - {"无", ""}
+    text = letters_of(value)
+    number = re.fullmatch(rf"(\d{{1,3}}(?:,\d{{3}})+|\d+)(\.\d+)?({'|'.join(UNITS)})?", text)
+    return float(number[1].replace(",", "") + (number[2] or "")) if number else UNITS.get(text, text)
+
+
+def error_rate(told: object, wanted: object) -> float:
+    """Return the character error rate in [0, 1]: edits from told to wanted over the length of wanted."""
+    told, wanted = letters_of(told or ""), letters_of(wanted)
+    costs = list(range(len(wanted) + 1))
+    for i, letter in enumerate(told[: 2 * len(wanted)], 1):  # twice as long: everything is wrong
+        previous, costs[0] = costs[0], i
+        for j, other in enumerate(wanted, 1):
+            previous, costs[j] = costs[j], min(costs[j] + 1, costs[j - 1] + 1, previous + (letter != other))
+    return min(1.0, costs[-1] / max(1, len(wanted)))
+
+
+def score_rows(predictions: list, references: list[dict]) -> dict[str, list[float | None]]:
+    """Return each row's scores, None where a field is not asked for; predictions are texts, dicts or None."""
+    scores = {}
+    for told, wanted in zip(predictions, references, strict=True):
+        told = told if isinstance(told, dict) else parse_json(told)
+        fields, right = told or {}, {}
+        for name, value in wanted.items():
+            given = fields.get(name)
+            if isinstance(value, list) and isinstance(given, str):
+                given = re.split("[、，,;；]", given)
+            right[name] = float(name in fields and normal(given) == normal(value))
+        meant, read = normal(wanted.get("里程数")), normal(fields.get("里程数"))
+        numbers = isinstance(read, float) and isinstance(meant, float)
+        off = min(1.0, abs(read - meant) / max(1.0, meant)) if numbers else 1.0
+        row = {"field_accuracy": sum(right.values()) / len(right), "json_rate": float(told is not None)}
+        row |= {"mileage_accuracy": right.get("里程数"), "mileage_error": off if "里程数" in wanted else None}
+        for name, field in (("plate_error_rate", "车牌号"), ("vin_error_rate", "VIN")):
+            row[name] = error_rate(fields.get(field), wanted[field]) if field in wanted else None
+        for name, value in row.items():
+            scores.setdefault(name, []).append(value)
+    return scores
+
+
+def field_accuracy(predictions: list, references: list[dict]) -> dict[str, float]:
+    """Return the means over the rows that ask for a score: field_accuracy is the share of fields that are right.
+
+    mileage_error is relative and at most 1; the error rates of plates and VINs are by character.
+    """
+    scores = score_rows(predictions, references)
+    known = {name: [value for value in values if value is not None] for name, values in scores.items()}
+    return {name: sum(values) / len(values) for name, values in known.items() if values}
+
+
+def sentence(answer: dict) -> str:
+    """Return an answer for people, as in 里程数：12,345 公里，仪表盘状态正常，警示灯：无。"""
+    parts = []
+    for name, value in answer.items():
+        if isinstance(value, list):
+            value = "、".join(map(str, value)) or "无"
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = f"{value:,}" + (f" {answer['单位']}" if name == "里程数" and answer.get("单位") else "")
+        if name != "单位" or "里程数" not in answer:
+            parts.append(f"{name}{value}" if name.endswith("状态") else f"{name}：{value}")
+    return "，".join(parts) + "。"
+
+
+def compare(before: list[float], after: list[float]) -> dict[str, float | None]:
+    """Return the mean paired difference after - before, its bootstrap 95% interval and permutation p-value.
+
+    `smallest` is what so many rows show in 80% of cases: 2.8 standard errors. None: too few rows to say.
+    """
+    change = np.subtract(after, before)
+    value = low = high = float(change.mean())
+    p = smallest = None
+    if len(change) > 1:
+        p = float(stats.permutation_test((change,), np.mean, permutation_type="samples", rng=0).pvalue)
+    if np.ptp(change) > 0:
+        low, high = map(float, stats.bootstrap((change,), np.mean, rng=0).confidence_interval)
+        smallest = 2.8 * float(stats.sem(change))
+    return {"value": value, "low": low, "high": high, "p": p, "smallest": smallest}
+
+
+def compared(before: list, after: list, references: list[dict]) -> dict[str, dict]:
+    """Return before, after and difference of two lists of answers to the same rows, as in metrics.json."""
+    old, new = score_rows(before, references), score_rows(after, references)
+    found = {"before": field_accuracy(before, references), "after": field_accuracy(after, references)}
+    found["difference"] = {}
+    for name in found["before"]:
+        pairs = [pair for pair in zip(old[name], new[name]) if pair[0] is not None]
+        found["difference"][name] = compare(*zip(*pairs))
+    return found
+
+
+# %% Read
+def say(text: str) -> None:
+    """Print a line in any terminal: what its encoding lacks becomes a question mark."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding))
+
+
+def read_answers(path: Path) -> list[dict]:
+    """Return the rows of an answers.jsonl, or of the one in a folder, with the reference as a dict."""
+    path, rows = path / "answers.jsonl" if path.is_dir() else path, []
+    if not path.is_file():
+        raise ValueError(f"{path} is not there: run vl_car_insurance.py, or name the OUTPUT of a run")
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+            if row is not None:
+                images = [row["image"]] if isinstance(row.get("image"), str) else row.get("image") or []
+                row |= {"reference": json.loads(row["reference"]), "after": str(row["after"])}
+                row["reference"].keys()  # an object
+                rows.append({**row, "image": [str(name) for name in images]})
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number}: no row with reference and after ({error!r})") from None
+    if not all(row["reference"] for row in rows) or not rows:
+        raise ValueError(f"{path} holds no row, or one whose reference has no field")
+    return rows
+
+
+def photo_strip(names: list[str], folder: Path, height: int) -> Image.Image:
+    """Return the photos of a row side by side, upright; a grey one stands for a file that cannot be read."""
+    photos = []
+    for name in names or [""]:
+        try:
+            places = [place / name for place in (Path(), folder, Path(__file__).parent)]
+            photo = Image.open(next(place for place in places if place.is_file()))
+            photo = ImageOps.exif_transpose(photo).convert("RGB")
+            photos.append(photo.resize((max(1, round(height * photo.width / photo.height)), height)))
+        except Exception as error:  # no such file, or one that Pillow cannot read
+            say(f"{fit(name, 80)}: a photo that is not shown ({type(error).__name__})")
+            photos.append(Image.new("RGB", (height, height), "lightgrey"))
+    return Image.fromarray(np.hstack(photos))
+
+
+# %% Show
+def fit(value: object, length: int) -> str:
+    """Return a value as text that sheets and fonts take: no control characters, at most so many letters."""
+    text = CONTROL.sub("\ufffd", str(value))
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def neutral(value: object) -> object:
+    """Return a cell that a sheet can hold and that is no formula: text with = + - @ in front gets an apostrophe."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, (int, float)) and abs(value) < 10**15:  # NaN is not
+        return value
+    value = "、".join(map(str, value)) if isinstance(value, list) else value
+    value = json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
+    text = fit(value, 32_000)
+    starts = unicodedata.normalize("NFKC", text).lstrip()[:1] in tuple("=+-@")
+    return f"'{text}" if starts else text
+
+
+def save_predictions(rows: list[dict], folder: Path, path: Path) -> None:
+    """Write the rows as a sheet: photos, prompt, response, the predicted fields, and these as a sentence."""
+    fields = list(dict.fromkeys(name for row in rows for name in row["reference"]))
+    book = Workbook()
+    sheet = book.active
+    titles = ["image", "prompt", "response", *(f"{name} (predicted)" for name in fields), "sentence"]
+    sheet.append([neutral(title) for title in titles])
+    for number, row in enumerate(rows, 2):
+        told = parse_json(row["after"]) or {}
+        values = [row.get("input"), json.dumps(row["reference"], ensure_ascii=False), *map(told.get, fields)]
+        sheet.append([None, *map(neutral, values), neutral(sentence(told) if told else row["after"])])
+        sheet.row_dimensions[number].height = 60
+        file = BytesIO()
+        photo_strip(row["image"], folder, 234).save(file, "JPEG", quality=85)
+        pasted = Pasted(file)
+        pasted.width, pasted.height = round(78 * pasted.width / pasted.height), 78
+        sheet.add_image(pasted, f"A{number}")
+    for column in "ABC":
+        sheet.column_dimensions[column].width = 30
+    book.save(path)
+
+
+def contact_sheet(rows: list[dict], folder: Path, path: Path) -> None:
+    """Draw photos with reference and prediction of each field, green where right and red where wrong."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    chinese = [name for name in FONTS if name in installed][:1]
+    lines = math.ceil(len(rows) / 4)
+    figure = Figure(figsize=(13, 3.6 * lines))
+    axes = figure.subplots(lines, 4, squeeze=False)
+    for place in axes.flat:
+        place.axis("off")
+    for place, row in zip(axes.flat, rows):
+        told = parse_json(row["after"]) or {}
+        place.imshow(photo_strip(row["image"], folder, 320))
+        for i, (name, value) in enumerate(row["reference"].items()):
+            right = score_rows([told], [{name: value}])["field_accuracy"][0]
+            line = fit(f"{name}: {value} | {told.get(name, '-')}".replace("\n", " "), 60)
+            line = line if chinese else re.sub("[^ -~]+", "*", line)  # no font here draws Chinese
+            drawn = place.text(0, -0.08 - 0.09 * i, line, transform=place.transAxes, parse_math=False)
+            drawn.set(color="green" if right else "red", family=[*chinese, "DejaVu Sans"])
+            drawn.set_fontsize(8 if len(line) < 40 else 6.5)  # a VIN twice is wider than a photo
+    axes[0, 0].set_title("reference | prediction", loc="left", fontsize=9)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
+# %% Report
+def fenced(text: str) -> str:
+    """Return a text as a Markdown code block that it cannot leave: the fence is longer than any inside."""
+    text = re.sub(r"[^\n\t\x20-\x7e\x80-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 3)
+    return f"{fence}\n{text}\n{fence}\n"
+
+
+def table_of(metrics: dict, names: tuple = ("before", "after")) -> str:
+    """Return two columns of scores and their difference, with interval and p, as a Markdown table."""
+    table = pd.DataFrame({names[0]: metrics["before"], names[1]: metrics["after"]})
+    change = pd.DataFrame(metrics["difference"]).T.reindex(columns=["value", "low", "high", "p"])
+    table = table.join(change.rename(columns={"value": "difference"}))
+    return table.astype(float).to_markdown(floatfmt=".3f") + "\n"
+
+
+def conclusion(difference: dict, rows: list[dict]) -> str:
+    """Return what the difference in field accuracy allows to say."""
+    found = difference.get("field_accuracy") or {}
+    low, high, smallest = found.get("low"), found.get("high"), found.get("smallest")
+    if low is None or high is None:
+        return "No interval is known: nothing can be concluded from the difference.\n"
+    styles = {style for row in rows for style in str(row.get("style", "")).split("+")}
+    text = f"{len(rows)} rows in {len(styles)} styles that were not trained on. "
+    if low > 0 or high < 0:
+        change = f"{'rose' if low > 0 else 'fell'} by {abs(found['value']):.3f}"
+        text += f"Field accuracy {change}, more than chance would. "
+    else:
+        text += "The interval of field accuracy holds 0: these rows show no difference. "
+    if smallest:
+        text += f"So many rows miss a difference below {smallest:.3f} in more than one case of five. "
+    return text + "Photos of one style are alike: with few styles the interval is narrower than the truth.\n"
+
+
+def write_report(metrics: dict, table: str, rows: list[dict], path: Path) -> None:
+    """Write table, conclusion, figures and some answers side by side."""
+    report = f"# car_insurance: {metrics.get('model', 'a model')}, {len(rows)} held-out rows\n\n"
+    if str(metrics.get("model")).startswith("data/tiny"):
+        report += "**A rehearsal with a tiny model: what it reads is of no use to anyone.**\n\n"
+    report += f"{table}\n{conclusion(metrics['difference'], rows)}\n"
+    report += "mileage_error is relative and at most 1, the error rates are by character: lower is better.\n"
+    report += "All rows are in predictions.xlsx.\n\n![photos](contact_sheet.png)\n\n![loss](loss.png)\n"
+    for number, row in enumerate(rows[:SAMPLES], 1):
+        shown = {"asked": row.get("input"), "reference": sentence(row["reference"])}
+        shown |= {name: row[name] for name in ("before", "after", "exported") if name in row}
+        report += f"\n## Held-out photo {number}\n"
+        report += "".join(f"\n{name.capitalize()}:\n\n{fenced(str(text))}" for name, text in shown.items())
+    run = metrics.get("train", {}) | metrics.get("versions", {}) | {"device": metrics.get("device")}
+    report += f"\n## Run\n\n{fenced(json.dumps(run, ensure_ascii=False, indent=1))}"
+    path.write_text(report, encoding="utf-8")
+
+
+def judge(output: Path) -> str:
+    """Write contact sheet, predictions and report of a run; return its table, scored here if there is none."""
+    rows, path = read_answers(output), output / "metrics.json"
+    references, after = ([row[name] for row in rows] for name in ("reference", "after"))
+    try:
+        metrics = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and the answers are scored anew") from None
+    if not {"before", "after", "difference"} <= metrics.keys():
+        metrics |= compared([row.get("before") for row in rows], after, references)
+    table = table_of(metrics)
+    if all("exported" in row for row in rows):
+        exported = compared(after, [row["exported"] for row in rows], references)
+        table += "\n" + table_of(exported, ("adapter", "exported"))
+    contact_sheet(rows[:SHOWN], output, output / "contact_sheet.png")
+    save_predictions(rows, output, output / "predictions.xlsx")
+    write_report(metrics, table, rows, output / "report.md")
+    return table
+
+
+def pair(first: list[dict], second: list[dict]) -> list[tuple[dict, dict]]:
+    """Return the rows that both have: the same photos (by file name), question and reference."""
+
+    def key(row: dict) -> str:
+        return json.dumps([[Path(name).name for name in row["image"]], row.get("input"), row["reference"]])
+
+    known = {key(row): row for row in second}
+    return [(row, known[key(row)]) for row in first if key(row) in known]
+
+
+# %% Run
+outputs = [Path(argument) for argument in sys.argv[1:]] or [Path("outputs/car_insurance")]
+try:
+    if len(outputs) == 1:
+        say(judge(outputs[0]))
+        say(f"Saved in {outputs[0]}: report.md, contact_sheet.png, predictions.xlsx")
+    else:
+        pairs = pair(read_answers(outputs[0]), read_answers(outputs[1]))
+        if not pairs:
+            raise ValueError(f"{outputs[0]} and {outputs[1]} have no row in common")
+        first, second = ([row["after"] for row in rows] for rows in zip(*pairs))
+        metrics = compared(first, second, [row["reference"] for row, _ in pairs])
+        say(table_of(metrics, outputs))
+        say(conclusion(metrics["difference"], [row for row, _ in pairs]))
+except (ValueError, OSError) as error:
+    raise SystemExit(str(error)) from None
