@@ -356,14 +356,8 @@ TRY = "我父亲突然胸口压榨样疼痛，出了一身冷汗，已经二十�
 DISCLAIMER = "仅供研究，不作诊断，不能代替医生；紧急情况请立即拨打120。"
 
 
-def is_urgent(question: str) -> bool:
-    """TODO from the judge."""
-    return "120" in question
-
-
 def chat(message: str, history: list):
-    """Yield the answer to a question as it grows, its thoughts folded, and a banner where it looks urgent."""
-    banner = "# 可能是急症：请立即拨打120或去最近的急诊！" if is_urgent(message) else ""
+    """Yield the answer to a question as it grows, its thoughts folded."""
     prompt = to_prompt_completion({"instruction": THINK, "input": message, "output": ""})["prompt"]
     inputs = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt")
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=120)
@@ -377,7 +371,7 @@ def chat(message: str, history: list):
         if text.strip().startswith("<think>"):
             folded = {"title": "思考过程", "status": "done" if closed else "pending"}
             parts = [{"role": "assistant", "content": thought, "metadata": folded}] + [answer] * bool(closed)
-        yield parts, banner
+        yield parts
 
 
 answer, _ = generate([to_prompt_completion({"instruction": PLAIN, "input": TRY, "output": ""})["prompt"]])[0]
@@ -398,7 +392,7 @@ if DEMO:
     FastLanguageModel.for_inference(model)
     with gradio.Blocks(title="医疗问答") as page:
         gradio.Markdown(f"**{DISCLAIMER}**")
-        gradio.ChatInterface(chat, additional_outputs=[gradio.Markdown()])
+        gradio.ChatInterface(chat)
     page.queue(default_concurrency_limit=1).launch(
         server_name="127.0.0.1",  # this machine only
         share=False,  # the default asks for a public address on Colab and Kaggle

@@ -253,7 +253,7 @@ def read_instructions(source: Path, written: Path) -> tuple[list[dict], list[str
 
 # %% Run
 sys.stdout.reconfigure(errors="replace")  # whatever a terminal cannot show
-if len(sys.argv) not in (2, 3):
+if len(sys.argv) not in (2, 3) or not sys.argv[1]:
     raise SystemExit(
         "which .json or .jsonl file, or folder? uv run data/alpaca/prepare.py rows.json [out.jsonl]"
     )

@@ -109,7 +109,7 @@ def score_rows(predictions: list, references: list[dict]) -> dict[str, list[floa
 
 
 def field_accuracy(predictions: list, references: list[dict]) -> dict[str, float]:
-    """Return the means over the rows that ask for a score: field_accuracy is the share of fields that are right.
+    """Return the means over the rows that ask for a score; field_accuracy is the share of right fields.
 
     mileage_error is relative and at most 1; the error rates of plates and VINs are by character.
     """
