@@ -81,7 +81,8 @@ if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below on a tiny m
     LEARNING_RATE = 4e-3
     VAL_ROWS = 24
     EVAL_ROWS = 66
-    ASKED_ROWS = 24
+    ASKED_ROWS = 12
+    GENERAL_ROWS = 24
     EVAL_BATCH = 66
     NEW_TOKENS = 100
 
@@ -349,6 +350,8 @@ if shown:  # the judge was there
         for method, runs in results.groupby("method"):
             runs.plot(x="rows", y=name, style="o-", label=method, title=name, ax=panel)
     figure.savefig(f"{OUTPUT}/scaling.png", dpi=150)
+    with open(f"{OUTPUT}/report.md", "a", encoding="utf-8") as file:
+        file.write("\n![what more rows change](scaling.png)\n")
 
 
 # %% Try it

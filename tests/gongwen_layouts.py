@@ -326,3 +326,125 @@ LAYOUTS = DOCUMENTS | {
     "table in |": TABLE.replace("\t", "|"),
     "name of a person in the letter": changed(LETTER, ("清江市教育局：", "清江市第一中学：")),
 }  # fmt: skip
+
+# Rows: what was asked, what was given, and the document that was wanted.
+CHECK = {
+    "instruction": "起草一份通知，部署全市医院开展消毒供应专项检查。",
+    "input": "清江市卫健委发，文号清卫医函〔2024〕36号，落款3月5号（今年是2024年）。发给各县市区卫健局和市属各医院。4月开始查，医院先自己查，4月20号之前查完。查三块：器械洗得干不干净、灭没灭菌、能不能追溯；外来器械验没验收；人都培训了没有。问题和整改的结果报医政科。附两张表，评分表、自查汇总表。对了，上次那个会议室的投影坏了，记得报修。",
+    "output": NOTICE,
+}
+BUY = {
+    "instruction": "县里想给老人体检，请以南浦县卫健局名义向县政府写请示，申请买体检车。",
+    "input": "南卫呈〔2024〕7号，签发人林致远，2024年9月12日。全县二十一个村离卫生院远，超过15公里，老年人体检率才58%。想买一台车，六十八万。",
+    "output": REQUEST,
+}
+SICK = {
+    "instruction": "把一季度传染病防控情况写成报告，南浦县卫健局报清江市卫健委。",
+    "input": "文号：南卫报〔2024〕3号；签发：林致远；4月8日，2024年。\n传染病报告312例，同比少了8.4%；流调96起；学校聚集性疫情4起都处置了，一周内控制住。",
+    "output": REPORT,
+}
+ALLOW = {
+    "instruction": "同意南浦县设立第二人民医院，请写批复。",
+    "input": "南浦县卫健局来文是关于设立南浦县第二人民医院的请示，南卫呈〔2024〕5号。清江市卫生健康委员会批，清卫医批〔2024〕5号，2024年6月18日，床位200张。",
+    "output": REPLY,
+}
+WATER = {
+    "instruction": "写一则通告，城东片区二次供水要停一天洗水箱。",
+    "input": "清江市卫健委2024年第3号；2024-05-11 8:00—18:00；5月8日发布；恢复后水有颜色先放几分钟",
+    "output": PUBLIC,
+}
+OPEN = {"instruction": "拟一个市卫健委开展手卫生专项督导的通知，时间、文号都还没定。", "input": "", "output": FORM}
+SCHOOL = {
+    "instruction": "给市教育局发函，商请协助做好学校诺如病毒防控。",
+    "input": "我们是清江市卫健委，清卫疾控函〔2024〕19号，2024年11月21日发。入冬以后三所小学报了诺如聚集性疫情。想请他们管好晨午检和缺勤登记，有聚集的2小时内报疾控；校医、保洁员来参加我们办的消毒培训。",
+    "output": LETTER,
+}
+CLEAN_ROWS = {name: row for name, row in globals().items() if name.isupper() and isinstance(row, dict) and "output" in row}
+
+
+def frame(body: str, title: str = "清江市卫生健康委员会关于开展消毒供应专项检查的通知") -> str:
+    """Return a body in the right frame of a notice."""
+    return f"{title}\n{NUMBER_LINE}{ADDRESSEE}{body}\n{END}"
+
+
+FRIDGE = "紫色的冰箱昨天吃掉了三个星期二。月亮把自行车叠成纸船，沿着楼梯流向邻居的帽子。每一只钟表都在打喷嚏，窗帘于是决定学习游泳。"
+HOLLOW = "各单位要高度重视，加强组织领导，压实工作责任，明确专人负责，确保各项工作落到实处。要强化督导检查，对工作不力的予以通报批评。要认真总结经验，健全长效机制，及时报送工作情况。"
+ENGLISH = "All hospitals shall carry out a thorough inspection of the sterile supply departments in April and report the results to the commission before the end of the month."
+SALE = "春季大酬宾，消毒柜全场八折，买一送一，先到先得。家用消毒柜采用不锈钢内胆，品质保证，欢迎选购。现在订购另有赠品，数量有限。"
+STORY = "从前有一座山，山里有一座庙，庙里有一个老和尚在讲故事。小和尚听着听着就睡着了，梦见自己变成了一只会飞的鲤鱼，飞过了九条大河。"
+RECIPE = "五花肉切块冷水下锅焯水，捞出沥干。锅中放少许油，加入冰糖炒出糖色，放入肉块翻炒，加生抽老抽料酒，小火慢炖一小时后大火收汁即可出锅。"
+LAST = "各单位于4月20日前完成自查，问题清单和整改结果报我委医政科。"
+# name: (row, text that must not pass as clean)
+GAMED = {
+    "empty": (CHECK, ""),
+    "one word": (CHECK, "通知"),
+    "chat": (CHECK, "好的，我来帮您写这份通知，请问您需要哪些内容呢？"),
+    "nonsense": (CHECK, frame(FRIDGE)),
+    "nonsense in items": (CHECK, frame("现将有关事项通知如下：\n一、紫色的冰箱昨天吃掉了三个星期二。\n二、月亮把自行车叠成纸船。\n三、每一只钟表都在打喷嚏。\n特此通知。")),
+    "nonsense between true facts": (CHECK, frame(f"{FRIDGE}{LAST}")),
+    "hollow words": (CHECK, frame(HOLLOW)),
+    "hollow words, twice as many": (CHECK, frame(HOLLOW + "\n" + HOLLOW.replace("各单位", "各地"))),
+    "terms in a row": (CHECK, frame("医疗机构、督导检查、整改落实、感染防控、主体责任、长效机制、台账管理、闭环管理、信息共享、应急处置、通报批评、考核评估、属地管理、统筹协调。")),
+    "english": (CHECK, frame(ENGLISH)),
+    "english in the middle": (CHECK, changed(NOTICE, (LAST, LAST + ENGLISH))),
+    "advertisement": (CHECK, frame(SALE)),
+    "story": (CHECK, frame(STORY)),
+    "recipe": (CHECK, frame(RECIPE)),
+    "one sentence six times": (CHECK, frame(LAST * 6)),
+    "one sentence six times, on lines": (CHECK, frame("\n".join([LAST] * 6))),
+    "items that differ in numbers": (CHECK, frame("\n".join(f"{han}、各单位要在第{i}周完成第{i}批器械清洗检查并报送第{i}份结果。" for i, han in enumerate("一二三四五六", 1)))),
+    "items that differ in a word": (CHECK, frame("\n".join(f"{han}、各单位要认真组织开展{what}消毒供应检查工作并报送整改结果。" for han, what in zip("一二三四", ("器械", "敷料", "内镜", "植入物"))))),
+    "empty items": (CHECK, frame("现将有关事项通知如下：\n一、\n二、\n三、\n四、请认真落实，及时报送检查和整改情况，切实保障医疗安全。")),
+    "items of one character": (CHECK, frame("为保障医疗安全，现将消毒供应检查有关事项通知如下：\n一、查。\n二、改。\n三、报。")),
+    "loop of a clause": (CHECK, frame("为保障医疗安全，" + "请按规定办理，" * 30)),
+    "loop without stops": (CHECK, frame("消毒供应检查" * 60)),
+    "loop of a character": (CHECK, frame("的" * 300)),
+    "cut off": (CHECK, NOTICE[:180]),
+    "cut off before the date": (CHECK, NOTICE.rsplit("\n", 1)[0]),
+    "cut off after the title": (CHECK, NOTICE.split("\n")[0]),
+    "body missing": (CHECK, frame("特此通知。")),
+    "only an introduction": (CHECK, frame("为保障医疗安全，现将消毒供应专项检查有关事项通知如下：")),
+    "another kind": (CHECK, changed(NOTICE, ("检查的通知", "检查的通告"))),
+    "no kind": (CHECK, changed(NOTICE, ("检查的通知", "检查的方案"))),
+    "another row's document": (CHECK, LETTER),
+    "another row's document, too": (BUY, REPORT),
+    "a request for a report": (SICK, changed(REQUEST, ("请示", "请示"))),
+    "a report that asks": (SICK, changed(REPORT, ("特此报告。", "恳请拨付防控经费，请予支持。"))),
+    "invented date": (CHECK, changed(NOTICE, ("2024年3月5日", "2024年3月9日"))),
+    "invented deadline": (CHECK, changed(NOTICE, ("4月20日", "4月28日"))),
+    "invented number": (CHECK, changed(NOTICE, ("36号", "63号"))),
+    "invented figure": (CHECK, changed(NOTICE, ("为保障医疗安全", "去年全市发生相关不良事件27起，为保障医疗安全"))),
+    "invented percentage": (SICK, changed(REPORT, ("特此", "规范处置率达到97.3%。\n特此"))),
+    "invented in Chinese numerals": (SICK, changed(REPORT, ("特此", "培训基层医生四百六十人次。\n特此"))),
+    "invented organ": (CHECK, changed(NOTICE, ("报我委医政科", "抄送白鹭市卫生健康局"))),
+    "invented person": (CHECK, changed(NOTICE, ("报我委医政科", "报我委医政科，联系人：周慕远"))),
+    "invented phone": (CHECK, changed(NOTICE, ("报我委医政科", "报我委医政科，电话0566-4419027"))),
+    "invented signer": (BUY, changed(REQUEST, ("林致远", "周慕远"))),
+    "invented price": (BUY, changed(REQUEST, ("68万元", "86万元"))),
+    "invented citation": (ALLOW, changed(REPLY, ("经研究", "根据国卫医发〔2021〕19号文件，经研究"))),
+    "invented deadline in words": (ALLOW, changed(REPLY, ("请按规定", "请于三十日内按规定"))),
+    "nothing given, all invented": (OPEN, changed(FORM, ("×卫医函〔20××〕×号", "清卫医函〔2023〕17号"), ("20××年×月×日", "2023年6月8日"))),
+    "placeholder for a given date": (CHECK, changed(NOTICE, ("2024年3月5日", "20××年×月×日"))),
+    "placeholder for a given number": (CHECK, changed(NOTICE, ("清卫医函〔2024〕36号", "×卫医函〔20××〕×号"))),
+    "given facts left out": (SICK, changed(REPORT, ("312例，较上年同期下降8.4%", "有所下降"), ("96起", "多起"))),
+    "input pasted": (CHECK, frame(CHECK["input"])),
+    "input pasted with an introduction": (CHECK, frame("为做好有关工作，现将有关事项通知如下：\n" + CHECK["input"] + "\n请认真贯彻落实。\n特此通知。")),
+    "input pasted into an open frame": (CHECK, "××市卫生健康委员会关于有关工作的通知\n×卫发〔20××〕×号\n各有关单位：\n" + CHECK["input"] + "\n请遵照执行。\n××市卫生健康委员会\n20××年×月×日"),
+    "instruction pasted": (OPEN, changed(FORM, ("一、督导内容。重点检查手卫生设施配备、手卫生依从性监测和培训情况。", "一、" + OPEN["instruction"]))),
+    "notes for sentences": (WATER, changed(PUBLIC, ("因水箱", "文号：2024年第3号\n主送：居民\n因水箱"))),
+    "two documents": (CHECK, NOTICE + "\n" + NOTICE),
+    "a document inside": (CHECK, frame(NOTICE)),
+    "talk before it": (CHECK, "好的，以下是为您起草的通知：\n" + NOTICE),
+    "talk behind it": (CHECK, NOTICE + "\n希望以上内容对您有帮助！"),
+    "a remark behind it": (CHECK, NOTICE + "\n注意：请根据实际情况修改上述内容。"),
+    "markdown": (CHECK, changed(NOTICE, ("一、检查内容", "**一、检查内容**"))),
+    "markdown headings": (CHECK, changed(NOTICE, ("一、检查内容", "## 一、检查内容"))),
+    "chat tokens": (CHECK, changed(NOTICE, ("特此通知。", "特此通知。<|im_end|>"))),
+    "spoken": (CHECK, changed(NOTICE, ("为保障医疗安全", "咱们为了医疗安全"))),
+    "spoken ending": (CHECK, changed(NOTICE, ("特此通知。", "大家赶快去查吧。"))),
+    "polite": (CHECK, changed(NOTICE, (ADDRESSEE, "尊敬的各位领导：\n"))),
+    "irrelevant remark kept": (CHECK, changed(NOTICE, ("特此通知。", "另外上次那个会议室的投影坏了，记得报修一下，麻烦您帮个忙。\n特此通知。"))),
+    "order of a commission": (WATER | {"output": ""}, changed(ORDER, ("云岭省人民政府令", "云岭省卫生健康委员会令"))),
+    "request to two": (BUY, changed(REQUEST, ("南浦县人民政府：", "南浦县人民政府、县财政局："))),
+    "signature without organ": (CHECK, changed(NOTICE, ("清江市卫生健康委员会\n2024", "2024"))),
+}  # fmt: skip
