@@ -493,7 +493,7 @@ def test_a_server_answers(judge, monkeypatch, tmp_path, red_team, endpoint):
     first = json.loads((folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert first["exported"] == "请立即拨打120。" and first["exported_ended"] is True
     Server.status = 500
-    with pytest.raises(ValueError, match="gave no answer"):
+    with pytest.raises(ValueError, match="gives no answer"):
         judge.score_run(folder)
 
 

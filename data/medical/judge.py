@@ -19,9 +19,9 @@ import json
 import re
 import sys
 import unicodedata
-import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.request import Request, urlopen
 
 import numpy as np
 import sacrebleu
