@@ -101,7 +101,7 @@ def to_prompt(row: dict) -> dict:
 
 def answerable(row: dict) -> bool:
     """Return whether a row of to_prompt() has an answer and a prompt of at most PROMPT_LENGTH tokens."""
-    tokens = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True)["input_ids"]
+    tokens = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
     return bool(row["answer"]) and len(tokens) <= PROMPT_LENGTH
 
 
@@ -261,6 +261,7 @@ def generate(prompts: list[list[dict]], **options) -> list[tuple[str, bool]]:
             add_generation_prompt=True,
             padding=True,
             tokenizer_kwargs={"padding_side": "left"},
+            return_dict=True,
             return_tensors="pt",
         ).to(model.device)
         outputs = model.generate(**inputs, **{"max_new_tokens": NEW_TOKENS, "do_sample": False, **options})

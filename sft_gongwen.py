@@ -68,7 +68,7 @@ EVAL_BATCH = 8  # documents written at once. Out of memory: 2
 NEW_TOKENS = 1024  # longest document
 
 if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below on a tiny model
-    MAX_LENGTH = 300
+    MAX_LENGTH = 400
     LOAD_IN_4BIT = False
     GRADIENT_CHECKPOINTING = False
     LORA_R = 64
@@ -78,7 +78,7 @@ if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below on a tiny m
     LEARNING_RATE = 4e-3
     EVAL_ROWS = 24
     EVAL_BATCH = 24
-    NEW_TOKENS = 240
+    NEW_TOKENS = 250
 
 
 # %% Data
@@ -94,11 +94,11 @@ def to_prompt_completion(row: dict) -> dict:
 
 def usable(row: dict) -> bool:
     """Return whether a row is complete and short enough: a cut one would teach the model never to stop."""
-    texts = (row.get("instruction"), row.get("output"))
-    if not all(isinstance(text, str) and text.strip() for text in texts):
+    if not all(isinstance(row.get(key), str) and row[key].strip() for key in ("instruction", "output")):
         return False
     chat = to_prompt_completion(row)
-    return len(tokenizer.apply_chat_template(chat["prompt"] + chat["completion"])["input_ids"]) <= MAX_LENGTH
+    ids = tokenizer.apply_chat_template(chat["prompt"] + chat["completion"], return_dict=False)
+    return len(ids) <= MAX_LENGTH
 
 
 def read_rows(source: str) -> list[dict]:
@@ -171,6 +171,7 @@ def generate(prompts: list[list[dict]], **options) -> list[tuple[str, bool]]:
             add_generation_prompt=True,
             padding=True,
             tokenizer_kwargs={"padding_side": "left"},
+            return_dict=True,
             return_tensors="pt",
         ).to(model.device)
         outputs = model.generate(**inputs, **{"max_new_tokens": NEW_TOKENS, "do_sample": False, **options})

@@ -100,11 +100,11 @@ def to_prompt_completion(row: dict) -> dict:
 
 def usable(row: dict) -> bool:
     """Return whether a row is complete and short enough: a cut one would teach the model never to stop."""
-    texts = (row.get("instruction"), row.get("output"))
-    if not all(isinstance(text, str) and text.strip() for text in texts):
+    if not all(isinstance(row.get(key), str) and row[key].strip() for key in ("instruction", "output")):
         return False
     chat = to_prompt_completion(row)
-    return len(tokenizer.apply_chat_template(chat["prompt"] + chat["completion"])["input_ids"]) <= MAX_LENGTH
+    ids = tokenizer.apply_chat_template(chat["prompt"] + chat["completion"], return_dict=False)
+    return len(ids) <= MAX_LENGTH
 
 
 def first_rows(path: str, count: int) -> list[dict]:
@@ -205,6 +205,7 @@ def generate(prompts: list[list[dict]], **options) -> list[tuple[str, bool]]:
             add_generation_prompt=True,
             padding=True,
             tokenizer_kwargs={"padding_side": "left"},
+            return_dict=True,
             return_tensors="pt",
         ).to(model.device)
         outputs = model.generate(**inputs, **{"max_new_tokens": NEW_TOKENS, "do_sample": False, **options})
@@ -362,7 +363,8 @@ DISCLAIMER = "仅供研究，不作诊断，不能代替医生；紧急情况请
 def chat(message: str, history: list):
     """Yield the answer to a question as it grows, its thoughts folded."""
     prompt = to_prompt_completion({"instruction": THINK, "input": message, "output": ""})["prompt"]
-    inputs = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt")
+    options = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = tokenizer.apply_chat_template(prompt, **options)
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=120)
     options = {**inputs.to(model.device), "streamer": streamer, "max_new_tokens": NEW_TOKENS}
     Thread(target=model.generate, kwargs={**options, "do_sample": False}, daemon=True).start()
