@@ -144,7 +144,6 @@ model = FastLanguageModel.get_peft_model(
     use_gradient_checkpointing=GRADIENT_CHECKPOINTING,
     random_state=SEED,
 )
-model.print_trainable_parameters()
 
 
 # %% Before
@@ -206,6 +205,7 @@ config = SFTConfig(
     save_total_limit=2,
     load_best_model_at_end=True,
     logging_steps=0.02,
+    include_num_input_tokens_seen="non_padding",
     logging_nan_inf_filter=False,  # show a NaN instead of leaving it out of the mean
     seed=SEED,
     report_to="none",  # "tensorboard", "wandb", "swanlab", "trackio"
@@ -256,7 +256,7 @@ metrics = {
     "train": {
         "seconds": trained["train_runtime"],
         "steps": trainer.state.global_step,
-        "tokens_per_second": log["num_tokens"].dropna().iloc[-1] / trained["train_runtime"],
+        "tokens_per_second": log["train_tokens_per_second"].dropna().iloc[-1],
         "peak_memory_gb": torch.cuda.max_memory_reserved() / 2**30,
         "trainable_parameters": model.get_nb_trainable_parameters()[0],
         "total_parameters": model.get_nb_trainable_parameters()[1],

@@ -261,7 +261,6 @@ for method, size in RUNS:
         fp16=model.dtype == torch.float16,
         gradient_checkpointing=bool(GRADIENT_CHECKPOINTING),  # TRL's default is True
         loss_type="nll",  # what Unsloth's chunked loss needs
-        train_sampling_strategy="group_by_length",  # less padding
         per_device_eval_batch_size=1,  # the logits of one row fit wherever training does
         eval_on_start=True,
         eval_strategy="steps",
@@ -270,6 +269,7 @@ for method, size in RUNS:
         save_total_limit=2,
         load_best_model_at_end=True,
         logging_steps=0.02,
+        include_num_input_tokens_seen="non_padding",
         logging_nan_inf_filter=False,  # show a NaN instead of leaving it out of the mean
         seed=SEED,
         report_to="none",  # "tensorboard", "wandb", "swanlab", "trackio"
@@ -314,7 +314,7 @@ for method, size in RUNS:
         "train": {
             "seconds": trained["train_runtime"],
             "steps": trainer.state.global_step,
-            "tokens_per_second": log["num_tokens"].dropna().iloc[-1] / trained["train_runtime"],
+            "tokens_per_second": log["train_tokens_per_second"].dropna().iloc[-1],
             "peak_memory_gb": torch.cuda.max_memory_reserved() / 2**30,
             "trainable_parameters": sum(size for size, trained in parameters if trained),
             "total_parameters": sum(size for size, _ in parameters),

@@ -323,6 +323,16 @@ LAYOUTS = DOCUMENTS | {
     "____ as placeholder": changed(FORM, ("〔20××〕×号", "〔2024〕____号"), ("20××年×月×日", "2024年__月__日")),
     "number left blank": changed(NOTICE, ("〕36号", "〕　号")),
     "×× as placeholder": changed(FORM, ("〔20××〕×号", "〔20××〕××号"), ("20××年×月×日", "20××年××月××日")),
+    "minutes with labelled lines": changed(MINUTES, ("（2024年5月17日）\n", "时间：2024年5月17日\n地点：委三楼会议室\n主持：林致远\n出席：韩立言、方砚秋\n")),
+    "signer and co-signer": changed(REQUEST, ("林致远", "林致远　会签人：周慕远")),
+    "Windows line ends": NOTICE.replace("\n", "\r\n"),
+    "organ with a seal": changed(NOTICE, (END, "清江市卫生健康委员会（印章）\n2024年3月5日")),
+    "court and federation": changed(NOTICE, (END, "清江市中级人民法院\n清江市妇联\n2024年3月5日")),
+    "space after the number of an attachment": changed(NOTICE, ("附件：1.专", "附件：1. 专"), ("2.自查", "2. 自查")),
+    "copies": NOTICE + "\n抄送：清江市财政局。\n清江市卫生健康委员会办公室　2024年3月5日印发\n共印50份",
+    "fire order": "南浦县人民政府森林防火令\n第1号\n为预防森林火灾，保护人民生命财产安全，现发布命令如下：\n一、自2024年3月1日至5月31日，全县林区禁止一切野外用火。\n二、各乡镇人民政府加强巡查值守，发现火情立即报告和处置。\n县长　周慕远\n2024年2月20日",
+    "bill of a governor": changed(BILL, ("清江市人民政府\n市长　陆守川", "市长　陆守川")),
+    "addressee over three lines": changed(NOTICE, ("各县（市、区）卫生健康局，市属各医院：", "各县（市、区）卫生健康局，\n市疾病预防控制中心，\n市属各医院：")),
     "table in |": TABLE.replace("\t", "|"),
     "name of a person in the letter": changed(LETTER, ("清江市教育局：", "清江市第一中学：")),
 }  # fmt: skip
@@ -353,13 +363,21 @@ WATER = {
     "input": "清江市卫健委2024年第3号；2024-05-11 8:00—18:00；5月8日发布；恢复后水有颜色先放几分钟",
     "output": PUBLIC,
 }
-OPEN = {"instruction": "拟一个市卫健委开展手卫生专项督导的通知，时间、文号都还没定。", "input": "", "output": FORM}
+OPEN = {
+    "instruction": "拟一个市卫健委开展手卫生专项督导的通知，时间、文号都还没定。",
+    "input": "",
+    "output": FORM,
+}
 SCHOOL = {
     "instruction": "给市教育局发函，商请协助做好学校诺如病毒防控。",
     "input": "我们是清江市卫健委，清卫疾控函〔2024〕19号，2024年11月21日发。入冬以后三所小学报了诺如聚集性疫情。想请他们管好晨午检和缺勤登记，有聚集的2小时内报疾控；校医、保洁员来参加我们办的消毒培训。",
     "output": LETTER,
 }
-CLEAN_ROWS = {name: row for name, row in globals().items() if name.isupper() and isinstance(row, dict) and "output" in row}
+CLEAN_ROWS = {
+    name: row
+    for name, row in globals().items()
+    if name.isupper() and isinstance(row, dict) and "output" in row
+}
 
 
 def frame(body: str, title: str = "清江市卫生健康委员会关于开展消毒供应专项检查的通知") -> str:

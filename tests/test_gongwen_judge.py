@@ -46,6 +46,7 @@ BROKEN = [
     ("请示报告", REQUEST, "体检车的请示", "体检车的请示报告", "kind"),
     ("title without 关于", NOTICE, "关于开展", "开展", "title_form"),
     ("title without 的", NOTICE, "检查的通知", "检查通知", "title_form"),
+    ("verb and comma in the title", NOTICE, "开展消毒", "开展、消毒", "title_punctuation"),
     ("comma in the title", NOTICE, "开展消毒", "开展，消毒", "title_punctuation"),
     ("half-width quotes in the title", NOTICE, "消毒供应", '"消毒供应"', "title_punctuation"),
     ("full stop after the title", NOTICE, "检查的通知\n", "检查的通知。\n", "title_punctuation"),
@@ -104,6 +105,7 @@ BROKEN = [
     ("批复 citing a report", REPLY, "医院的请示》", "医院的报告》", "cites_request"),
     ("order of a commission", ORDER, "云岭省人民政府令", "云岭省卫生健康委员会令", "order"),
     ("order that orders nothing", ORDER, "现予公布，自2024年5月1日起施行", "请各单位认真学习领会其精神实质", "order"),
+    ("order with duties of its own", ORDER, "起施行。", "起施行。各托育机构应当按季度开展自评。", "order"),
     ("markdown", NOTICE, "一、检查内容", "**一、检查内容**", "plain_text"),
     ("chat tokens", NOTICE, "特此通知。", "特此通知。<|im_end|>", "plain_text"),
     ("a line twice", NOTICE, "特此通知。", "特此通知。\n特此通知。", "body"),
@@ -145,6 +147,7 @@ INVENTED = [
     ("", "请于三日内报送", "三日"), ("", "请于一周内报送", "一周"), ("", "三个月内", "三个月"), ("3名医生", "请于3日内报送", "3日"), ("5日内", "5个工作日内", "5个工作日"),
     ("清卫发〔2024〕12号", "清卫发〔2024〕13号", "13号"), ("清卫发〔2024〕12号", "南卫报〔2024〕12号", "南卫报"), ("", "根据国卫医发〔2021〕19号", "19号"),
     ("", "电话0566-4419027", "0566-4419027"), ("", "联系人：何静澜", "何静澜"), ("", "签发人：林致远", "林致远"), ("", "主任　周慕远", "周慕远"),
+    ("", "会议由卢景行主持", "卢景行"), ("出席沈静安", "出席：沈静安、余知微", "余知微"),
     ("", "同意李建国同志任职", "李建国"), ("南浦县", "清江市卫生健康委员会关于检查的通知\n", "清江市"), ("清江市卫健委", "由南浦县人民医院承担", "南浦县"),
 ]  # fmt: skip
 
@@ -158,6 +161,17 @@ HOSTILE = (
 @pytest.fixture(scope="module")
 def judge(functions):
     return functions(PROGRAM)
+
+
+def written(path):
+    """Return what python-docx finds in a .docx: its paragraphs and the cells of its tables."""
+    lines = []
+    for item in docx.Document(path).iter_inner_content():
+        cells = (
+            [cell.text for row in item.rows for cell in row.cells] if hasattr(item, "rows") else [item.text]
+        )
+        lines += cells
+    return re.sub(r"[\s|]", "", "".join(lines))
 
 
 def failed(judge, text):
@@ -189,11 +203,24 @@ def test_broken_rule_fails(judge, name, text, old, new, rule):
 
 def test_message_names_the_line(judge):
     assert judge.check_form(changed(NOTICE, ("〕36", "〕036")))["doc_number"].startswith("第2行")
-    assert judge.check_form("\n\n" + changed(NOTICE, ("2.植入", "3.植入")))["level_order"].startswith("第11行")
+    assert judge.check_form("\n\n" + changed(NOTICE, ("2.植入", "3.植入")))["level_order"].startswith(
+        "第11行"
+    )
     assert judge.check_form(changed(NOTICE, (ADDRESSEE, "")))["addressee"].startswith("缺")
 
 
-@pytest.mark.parametrize("text", ["", "你好", "今天天气很好，我们去公园吧。", "发烧怎么办？多喝水，多休息，三天不退请就医。", "1.买菜\n2.做饭", "# Title\n\nHello.", "\n" * 50])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "你好",
+        "今天天气很好，我们去公园吧。",
+        "发烧怎么办？多喝水，多休息，三天不退请就医。",
+        "1.买菜\n2.做饭",
+        "# Title\n\nHello.",
+        "\n" * 50,
+    ],
+)
 def test_no_document_scores_nothing(judge, text):
     assert judge.format_score(text) == 0.0 and judge.faults({"instruction": "写一份通知"}, text)
 
@@ -289,7 +316,9 @@ def test_skeleton_is_not_clean(judge, name):
 
 
 def test_a_draft_may_be_put_right(judge):
-    draft = changed(NOTICE, ("〔2024〕", "[2024]"), ("（一）器械", "（一）、器械"), ("2024年3月5日", "2024年03月05日"))
+    draft = changed(
+        NOTICE, ("〔2024〕", "[2024]"), ("（一）器械", "（一）、器械"), ("2024年3月5日", "2024年03月05日")
+    )
     row = {"instruction": "下面这份通知格式有错，请改正。", "input": draft, "output": NOTICE}
     assert judge.faults(row, NOTICE) == [] and judge.faults(row, draft)
     assert judge.faults(row, frame(draft))
@@ -314,7 +343,10 @@ def test_term_score_cannot_be_gamed(judge):
     assert judge.term_score("加强督导。") < 0.1
     assert judge.term_score("各单位要加强督导检查，确保整改到位。" * 40) <= 0.2
     assert judge.term_score(NOTICE) > 0.6
-    talk = "咱们这个事挺好的，大家伙赶紧的弄一下，反正差不多就行了。其实我觉得没问题，老是这样也麻烦您帮个忙。" * 2
+    talk = (
+        "咱们这个事挺好的，大家伙赶紧的弄一下，反正差不多就行了。其实我觉得没问题，老是这样也麻烦您帮个忙。"
+        * 2
+    )
     assert judge.term_score(talk + "请各单位落实责任。") < 0.2
 
 
@@ -349,7 +381,11 @@ def test_docx_follows_the_standard(judge, tmp_path):
     values = [grid.get(qn(f"w:{name}")) for name in ("type", "linePitch", "charSpace")]
     assert values == ["linesAndChars", "579", "-848"]
     fonts = {line.text[:4]: line.runs[0].font.name for line in document.paragraphs if line.runs}
-    assert fonts["一、检查"] == "黑体" and fonts["（一）器"] == "楷体_GB2312" and fonts["1.交接"] == "仿宋_GB2312"
+    assert (
+        fonts["一、检查"] == "黑体"
+        and fonts["（一）器"] == "楷体_GB2312"
+        and fonts["1.交接"] == "仿宋_GB2312"
+    )
     title = next(line for line in document.paragraphs if line.text == NOTICE.split("\n")[0])
     assert title.runs[0].font.name == "方正小标宋简体" and title.runs[0].font.size.pt == 22
     texts = [line.text for line in document.paragraphs if line.text.strip()]
@@ -361,10 +397,8 @@ def test_docx_follows_the_standard(judge, tmp_path):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_docx_loses_no_line(judge, tmp_path, name):
-    path = str(tmp_path / "a.docx")
-    judge.save_docx(LAYOUTS[name], path)
-    written, wanted = re.sub(r"[\s|]", "", judge.read_docx(path)), re.sub(r"[\s|]", "", LAYOUTS[name])
-    assert sorted(written) == sorted(wanted)
+    judge.save_docx(LAYOUTS[name], str(tmp_path / "a.docx"))
+    assert sorted(written(tmp_path / "a.docx")) == sorted(re.sub(r"[\s|]", "", LAYOUTS[name]))
 
 
 def test_docx_of_letters_signers_attachments_and_tables(judge, tmp_path):
@@ -384,11 +418,18 @@ def test_docx_of_letters_signers_attachments_and_tables(judge, tmp_path):
     assert cells[1] == ["南浦县", "12000", "2024年9月30日"] and len(cells) == 4
 
 
-@pytest.mark.parametrize("text", ["", "\x00\x1b紫色\ud800\ufffe的冰箱", "🙂" * 20, "\ud83d", "关于\x0c检查的通知\n\x0b", "a" * 5000])
+@pytest.mark.parametrize(
+    "text",
+    ["", "\x00\x1b紫色\ud800\ufffe的冰箱", "🙂" * 20, "\ud83d", "关于\x0c检查的通知\n\x0b", "a" * 5000],
+)
 def test_docx_of_text_that_xml_cannot_hold(judge, tmp_path, text):
     judge.save_docx(text, str(tmp_path / "a.docx"))
-    kept = "".join(letter for letter in text if letter.isprintable() and letter != "\ufffe" and not "\ud800" <= letter <= "\udfff")
-    assert re.sub(r"\s", "", judge.read_docx(str(tmp_path / "a.docx"))) == re.sub(r"\s", "", kept)
+    kept = "".join(
+        letter
+        for letter in text
+        if letter.isprintable() and letter != "\ufffe" and not "\ud800" <= letter <= "\udfff"
+    )
+    assert written(tmp_path / "a.docx") == re.sub(r"\s", "", kept)
 
 
 def test_page_holds_22_lines_of_28_characters(judge, tmp_path):
@@ -397,7 +438,15 @@ def test_page_holds_22_lines_of_28_characters(judge, tmp_path):
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("soffice (libreoffice-writer) is not installed")
     judge.save_docx(changed(REPLY, ("此复。", "医" * 28 * 40 + "。\n此复。")), str(tmp_path / "a.docx"))
-    command = ["soffice", "--headless", "--convert-to", "pdf", "--outdir", str(tmp_path), str(tmp_path / "a.docx")]
+    command = [
+        "soffice",
+        "--headless",
+        "--convert-to",
+        "pdf",
+        "--outdir",
+        str(tmp_path),
+        str(tmp_path / "a.docx"),
+    ]
     subprocess.run(command, capture_output=True, check=True)
     pdf = subprocess.run(["pdftotext", str(tmp_path / "a.pdf"), "-"], capture_output=True, text=True)
     second = [line for line in pdf.stdout.split("\f")[1].split("\n") if "医" in line]
@@ -418,7 +467,11 @@ def test_one_document(judge, tmp_path):
     judge.save_docx(changed(NOTICE, ("（三）人员", "（五）人员")), str(bad))
     before = bad.read_bytes()
     done = run(good)
-    assert done.returncode == 0 and "错" not in done.stdout.replace(str(tmp_path), "") and (tmp_path / "通知.layout.docx").is_file()
+    assert (
+        done.returncode == 0
+        and "错" not in done.stdout.replace(str(tmp_path), "")
+        and (tmp_path / "通知.layout.docx").is_file()
+    )
     done = run(bad)
     assert done.returncode == 1 and "“（五）人员培训" in done.stdout and "层次顺序" in done.stdout
     assert bad.read_bytes() == before and (tmp_path / "错.layout.docx").is_file()
@@ -434,13 +487,18 @@ def test_folder_of_documents(judge, tmp_path):
     (tmp_path / "~$b.docx").write_bytes(b"x")
     done = run(tmp_path)
     rows = {line.split("|")[1].strip(): line for line in done.stdout.splitlines() if line.startswith("|")}
-    assert done.returncode == 1 and "文种" in rows["c.txt"] and "not read" in rows["d.doc"] and "not read" in rows["e.docx"]
+    assert (
+        done.returncode == 1
+        and "文种" in rows["c.txt"]
+        and "not read" in rows["d.doc"]
+        and "not read" in rows["e.docx"]
+    )
     assert "~$b.docx" not in rows and "通知" in rows["a.txt"] and "批复" in rows["b.docx"]
 
 
 @pytest.mark.parametrize(
     "name,raw,words",
-    [("none.docx", None, "not a"), ("a.docx", b"PK", "a.docx"), ("a.pdf", b"%PDF", "a.pdf"), ("a.txt", b"\xff\x80\x80\x80\xff" * 9, "a.txt")],
+    [("none.docx", None, "none.docx"), ("rows.json", b"[]", "rows.json"), ("a.docx", b"PK", "a.docx"), ("a.pdf", b"%PDF", "a.pdf"), ("a.txt", b"\xff\x80\x80\x80\xff" * 9, "a.txt")],
 )  # fmt: skip
 def test_unreadable_file_is_named(tmp_path, name, raw, words):
     if raw is not None:
@@ -468,26 +526,39 @@ def write_run(folder, rows, **metrics):
 
 def test_run_is_scored(tmp_path):
     rows = [row | {"exported": row["after"]} for row in answers()]
-    write_run(tmp_path, rows, model="data/tiny-qwen2.5", device="CPU", before={"loss": 3.5}, after={"loss": 1.25}, train={"seconds": 12})
+    losses = {"before": {"loss": [3.25, 3.75] * 4}, "after": {"loss": [1.0, 1.5] * 4}}
+    write_run(tmp_path, rows, model="data/tiny-qwen2.5", device="CPU", losses=losses, train={"seconds": 12})
     done = run(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
-    assert list(metrics["before"])[0] == "loss" and metrics["after"]["loss"] == 1.25 and metrics["train"] == {"seconds": 12}
-    rates = {name: metrics[name]["clean_rate"] for name in ("before", "after", "exported", "skeleton", "reference")}
+    assert (
+        metrics["after"]["loss"] == 1.25
+        and metrics["losses"] == losses
+        and metrics["train"] == {"seconds": 12}
+    )
+    assert metrics["difference"]["loss"]["value"] == -2.25 and metrics["difference"]["clean_rate"]["p"] < 0.05
+    rates = {
+        name: metrics[name]["clean_rate"] for name in ("before", "after", "exported", "skeleton", "reference")
+    }
     assert rates == {"before": 0, "after": 1, "exported": 1, "skeleton": 0, "reference": 1}
     assert metrics["difference"]["clean_rate"]["value"] == 1 and metrics["before"]["ended_by_itself"] == 0
     names = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")]
-    assert names[2] == "clean_rate" and "loss" in names and "| skeleton | reference |" in done.stdout
+    assert names[2] == "clean_rate" and names[-1] == "loss" and "nan" not in done.stdout
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert "rehearsal" in report and "![loss](loss.png)" in report and "| loss | 3.5 | 1.25 |" in report
-    assert report.count("## Document") == 3 and '"seconds": 12' in report and docx.Document(tmp_path / "sample.docx").paragraphs
+    assert "![loss](loss.png)" in report and re.search(r"\| loss +\| +3.500 \| +1.250 \|", report)
+    assert (
+        report.count("## Document") == 3
+        and "rehearsal" in report.lower()
+        and '"seconds": 12' in report
+        and docx.Document(tmp_path / "sample.docx").paragraphs
+    )
 
 
 def test_model_text_stays_in_its_fence(tmp_path):
     write_run(tmp_path, answers())
     assert run(tmp_path).returncode == 0
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert "rehearsal" not in report
+    assert "rehearsal" not in report.lower()
     fence, inside = "", []
     for line in report.splitlines():
         if fence:
@@ -496,7 +567,9 @@ def test_model_text_stays_in_its_fence(tmp_path):
         elif re.match("```+$", line):
             fence = line
     assert not fence and any("<b>x</b>" in line for line in inside)
-    assert "<b>" not in report.replace("".join(inside), "") or all("<b>" not in line for line in report.splitlines() if line not in inside)
+    assert "<b>" not in report.replace("".join(inside), "") or all(
+        "<b>" not in line for line in report.splitlines() if line not in inside
+    )
 
 
 def test_run_of_32_documents_takes_seconds(tmp_path):
@@ -510,7 +583,11 @@ def test_bad_answers_are_named(tmp_path):
     with (tmp_path / "answers.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"prompt": []}\n')
     done = run(tmp_path)
-    assert done.returncode == 1 and f"line {len(CLEAN_ROWS) + 1}" in done.stdout and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1
+        and f"line {len(CLEAN_ROWS) + 1}" in done.stdout
+        and "Traceback" not in done.stderr
+    )
     (tmp_path / "answers.jsonl").write_text("\n", encoding="utf-8")
     assert "no row" in run(tmp_path).stdout
 
@@ -521,7 +598,9 @@ def test_server_answers_the_prompts(judge, tmp_path, monkeypatch):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             asked.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
-            body = json.dumps({"choices": [{"message": {"content": NOTICE}}]}).encode()
+            body = json.dumps(
+                {"choices": [{"message": {"content": NOTICE}, "finish_reason": "stop"}]}
+            ).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -540,8 +619,13 @@ def test_server_answers_the_prompts(judge, tmp_path, monkeypatch):
         server.shutdown()
         server.server_close()
     path, body = asked[0]
-    assert len(asked) == len(CLEAN_ROWS) and path == "/v1/chat/completions" and body["temperature"] == 0 and body["max_tokens"] > 0
+    assert (
+        len(asked) == len(CLEAN_ROWS)
+        and path == "/v1/chat/completions"
+        and body["temperature"] == 0
+        and body["max_tokens"] > 0
+    )
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["exported"]["clean_rate"] == pytest.approx(1 / len(CLEAN_ROWS), abs=1e-4)
-    with pytest.raises(ValueError, match="does not answer"):
-        judge.answer([])
+    with pytest.raises(ValueError, match="gives no answer"):
+        judge.ask([])
