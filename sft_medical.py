@@ -82,7 +82,6 @@ if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below on a tiny m
     VAL_ROWS = 24
     EVAL_ROWS = 66
     ASKED_ROWS = 12
-    GENERAL_ROWS = 24
     EVAL_BATCH = 66
     NEW_TOKENS = 100
 

@@ -151,14 +151,33 @@ def test_pages_stay_on_this_machine_and_tell_nobody(script):
     assert "only_here" in options["app_kwargs"] and 'allowed_hosts=["127.0.0.1", "localhost"]' in demo
 
 
+def functions_in(script: str) -> dict[str, str]:
+    """Return name -> text of a file's functions."""
+    source = source_of(script)
+    nodes = [node for node in ast.parse(source).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    return {node.name: ast.get_source_segment(source, node) for node in nodes}
+
+
 def test_equal_names_are_equal_functions():
-    bodies = {}
-    for script in TRAINING + PROGRAMS:
-        source = source_of(script)
-        for node in ast.parse(source).body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name not in DIFFER:
-                bodies.setdefault(node.name, {})[script] = ast.get_source_segment(source, node)
-    assert {name: list(texts) for name, texts in bodies.items() if len(set(texts.values())) > 1} == {}
+    texts = {}
+    for script in TRAINING + [program for program in PROGRAMS if not program.endswith("build.py")]:
+        for name, text in functions_in(script).items():
+            texts.setdefault(name, {})[script] = text
+    different = {name: list(found) for name, found in texts.items() if len(set(found.values())) > 1}
+    assert {name: found for name, found in different.items() if name not in DIFFER} == {}
+    assert DIFFER == set(different), "a name that no longer differs"
+    between_scripts = [functions_in(script) for script in TRAINING]
+    for name in DIFFER:
+        assert len({found[name] for found in between_scripts if name in found}) <= 1
+
+
+def test_scripts_score_as_their_judges_do():
+    judge, script = functions_in("data/car_insurance/judge.py"), functions_in("vl_car_insurance.py")
+    for name in "parse_json letters_of normal error_rate score_rows field_accuracy sentence".split():
+        assert script[name] == judge[name]
+    judge, script = functions_in("data/r1/judge.py"), functions_in("grpo_r1.py")
+    for name in "number_of extract_xml_answer correctness_reward_func strict_format_reward_func".split():
+        assert script[name] == judge[name]
 
 
 @pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
