@@ -19,14 +19,9 @@ EVERYTHING = TRAINING + DEMOS + PROGRAMS
 TITLES = "[markdown]|Imports|Settings|Data|Model|Before|Train|After|Score|Save|Try it".split("|")
 FIELDS = ("Run:", "Needs:", "Data:", "Writes:")
 LIMITS = {"sft_alpaca.py": 280, "movielens_als/movielens_als.py": 220}  # lines; other training scripts 420
-DIFFER = {
-    "score",
-    "faults",
-    "answer",
-    "drop_duplicates",
-    "build",
-    "is_person",
-}  # of programs, each about its own
+DIFFER = set(  # names that programs of different rooms use for something of their own
+    "read_rows load_model score_rows read_photo score read_answers table_of conclusion faults answers_of score_run".split()
+)
 OWN = {path.stem for path in ROOT.rglob("*.py") if ".venv" not in path.parts}
 
 
