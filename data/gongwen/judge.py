@@ -104,7 +104,7 @@ ORGAN = rf"[\u4e00-\u9fff·、{HOLE}]{{1,40}}(?:{'|'.join(WORDS['organs'])})|[{H
 OFFICE = "|".join(WORDS["offices"])
 NAME = r"[\u4e00-\u9fff·]{2,4}"
 NUMBER = rf"[\u4e00-\u9fff{HOLE}]{{2,30}}〔(?:(?:19|20)\d\d|(?:19|20)?[{HOLE}]{{2,4}})〕(?:[1-9]\d*|[{HOLE}]+|\s+)号"
-ORDINAL = rf"(?:(?:19|20)\d\d年)?第(?:[1-9]\d*|[{HOLE}]+)号"  # what 公告, 通告 and 令 may carry instead
+ORDINAL = rf"(?:(?:(?:19|20)\d\d|(?:19|20)?[{HOLE}]{{2,4}})年)?第(?:[1-9]\d*|[{HOLE}]+)号"  # what 公告, 通告 and 令 may carry instead
 ISSUE = (
     rf"(?:[\u4e00-\u9fff]*〔\d{{4}}〕|(?:\d{{4}}年)?第)(?:[1-9]\d*|[{HOLE}]+)[号期次]"  # and what 纪要 may
 )
@@ -155,13 +155,16 @@ FACTS = rf"""(?P<no>[\u4e00-\u9fff{HOLE}]{{0,10}}[〔\[［【（(﹝](?P<ny>(?:1
     |(?P<count>(?P<c>{COUNT})(?:(?P<scale>[万亿千百wWkK])(?:(?P<more>\d)千)?)?\s?[多余来]?
         (?P<unit>个?工作日|小时|分钟|个月|个?星期|[天日周号年]|[万亿]?元|块钱?|{MEASURES}|))"""
 COMMON_KNOWLEDGE = (  # figures that a document may hold though nobody gave them
-    rf"《[^《》\n]{{1,80}}》|\d{{0,4}}[{HOLE}]+|第[\d{CHINESE}]{{1,6}}(?:[条章节款届方]|项(?!目))|附\s?件\s?[：:]?\s?\d*[.．]?"
+    rf"《[^《》\n]{{1,80}}》|\d{{0,4}}[{HOLE}]+|第[\d{CHINESE}]{{1,6}}(?:[条章节款届方]|人民|项(?!目))|附\s?件\s?[：:]?\s?\d*[.．]?"
     rf"|(?m:^[{BLANK}]*(?:\d+[.．](?!\d)|\d{{1,2}}[.．](?=20\d\d年)|[（(]?[{HAN}\d]+[）)、]))|[A-Za-z][A-Za-z/]{{0,15}}[ -]?\d[\d.—-]{{0,20}}"
-    r"|(?<!\d)(?:11[09]|12[02]|123\d\d)(?!\d)|" + "|".join(WORDS["idioms"])
+    r"|(?<!\d)(?:11[09]|12[02]|123\d\d)(?![\d.]|\s?(?:[万亿元台辆张次例个件家%％]|人(?!员)))|"
+    + "|".join(WORDS["idioms"])
 )
 GENERIC = (
     ".{0,2}(?:各|全|我|本|该|有关|相关|所在|设区|地级|同级|上级|下级|每|试点|示范|重点|其他|外|邻|辖|国家|中央|两|三)"
     "|.{0,2}[由请拟用于设其与及将对经向报送被给把等了并从到致]"
+    "|[可在需]?(?:依托|组织|按照|指定|会同|部分|支持|推动|保持|纳入|听取|参照|开展|周边|目前|挂靠|要求|是指|[一二三四]是|覆盖|成员"
+    "|地点|名单|替代|上传|提请|商请|协助|配合|委托|指导|督促|联系|抽调|隶属|接受|全市|辖区)"
 )
 
 
@@ -584,6 +587,8 @@ def knowledge(given: str) -> dict[str, set]:
     known["month"] |= {3 * quarter - back for quarter in known["quarter"] for back in range(3)}
     for words, months in PERIODS.items():
         known["month"] |= set(months) if re.search(words, given) else set()
+    ranges = re.findall(r"(\d{1,2})\s?[到至—–~～-]\s?\d{1,2}月", given)  # 5至7月
+    known["month"] |= set(map(int, ranges))
     known["quarter"] |= {(month + 2) // 3 for month in known["month"]}
     ends = {1, 28, 29, 30, 31} if re.search("底|末|全月|月内|季度|半年|全年|年内", given) else set()
     known["days"] = {(m, d) for m in known["month"] for d in known["day"] | ends}
@@ -677,12 +682,20 @@ def persons_of(text: str) -> list[str]:
     labels = "签发人|联系人|经办人|主持人|记录人|承办人|负责人"
     found = re.findall(rf"(?:{labels})[：:]\s?({NAME})(?![\u4e00-\u9fff])", text)
     found += re.findall(rf"(?m)^代?(?:{OFFICE})[ \u3000]{{0,4}}({name})\s*$", text)
-    found += re.findall(rf"({name})(?:同志|护士|(?:副?主任)?医师(?=[，。、；]))", text)
+    found += re.findall(rf"({name})同志", text)
+    nurse = (
+        rf"(?<![\u4e00-\u9fff])({name})(?:护士|(?:副?主任)?医师(?=[，。、；]))"  # 关于变更护士 names nobody
+    )
+    found += re.findall(nurse, text)
     found += re.findall(rf"(?:{OFFICE})({name})(?=[，。、；主出作在任担同讲])", text)
     found += re.findall(rf"由({name})(?=主持|负责|牵头|担任|副?(?:{OFFICE}))", text)
     for people in re.findall("(?m)^(?:出席|列席|参加|缺席|请假)[人员]{0,2}[：:](.{1,300})", text):
         found += [person for person in re.split("[、，；。]", people) if re.fullmatch(name, person)]
-    return [person for person in found if not re.search("[某各等]|[办局委院部科处站所会室队组方]$", person)]
+    return [
+        person
+        for person in found
+        if not re.search("[某各等]|组长|负责|[办局委院部科处站所会室队组方]$", person)
+    ]
 
 
 def organs_of(text: str) -> list[str]:
