@@ -323,7 +323,7 @@ for method, size in RUNS:
         "versions": {name: version(name) for name in ("unsloth", "trl", "transformers", "peft", "torch")},
     }
     finished.write_text(json.dumps(metrics, ensure_ascii=False, indent=2), encoding="utf-8")
-    axes = log.plot(x="step", y=["loss", "eval_loss"], style=".-", ylabel="loss per token of the answer")
+    axes = log.groupby("step")[["loss", "eval_loss"]].first().interpolate().plot(ylabel="loss per token")
     axes.figure.savefig(f"{folder}/loss.png", dpi=150)
     shutil.rmtree(config.output_dir)  # the run is complete
 

@@ -344,7 +344,7 @@ print(f"Scored by: python data/car_insurance/judge.py {OUTPUT}")
 subprocess.run([sys.executable, "data/car_insurance/judge.py", OUTPUT])
 
 # %% Save
-axes = log.plot(x="step", y=["loss", "eval_loss"], style=".-", ylabel="loss per token of the answer")
+axes = log.groupby("step")[["loss", "eval_loss"]].first().interpolate().plot(ylabel="loss per token")
 axes.figure.savefig(f"{OUTPUT}/loss.png", dpi=150)
 shutil.rmtree(config.output_dir)  # the run is complete
 
