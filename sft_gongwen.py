@@ -62,6 +62,7 @@ RESUME = True  # continue an interrupted run with the same settings from its new
 SEED = 3407
 
 EVAL_SHARE = 0.1  # of the topics, unless the rows say in meta.split what is held out
+EVAL_EVERY = 0.2  # of the run: the held-out loss is measured and a checkpoint saved
 EVAL_ROWS = 32  # held-out documents to write before and after
 GENERAL_ROWS = 60  # general rows whose loss is measured; REPLAY_SHARE takes the others
 EVAL_BATCH = 8  # documents written at once. Out of memory: 2
@@ -76,6 +77,7 @@ if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below on a tiny m
     BATCH_SIZE = 2
     EPOCHS = 6
     LEARNING_RATE = 4e-3
+    EVAL_EVERY = 0.5
     EVAL_ROWS = 24
     EVAL_BATCH = 24
     NEW_TOKENS = 250
@@ -210,8 +212,8 @@ config = SFTConfig(
     per_device_eval_batch_size=1,  # the logits of one row fit wherever training does
     eval_on_start=True,
     eval_strategy="steps",
-    eval_steps=0.2,
-    save_steps=0.2,
+    eval_steps=EVAL_EVERY,
+    save_steps=EVAL_EVERY,
     save_total_limit=2,
     load_best_model_at_end=True,
     logging_steps=0.02,

@@ -345,8 +345,10 @@ results = pd.DataFrame(results)
 results.to_csv(f"{OUTPUT}/results.csv", index=False)
 shown = [name for name in ("loss", "exam_accuracy", "red_team_pass_rate", "general_loss") if name in results]
 if shown:  # the judge was there
-    figure, panels = plt.subplots(1, len(shown), figsize=(4 * len(shown), 3.5), layout="constrained")
-    for panel, name in zip(panels, shown):
+    figure, panels = plt.subplots(
+        1, len(shown), figsize=(4 * len(shown), 3.5), squeeze=False, layout="constrained"
+    )
+    for panel, name in zip(panels[0], shown):
         for method, runs in results.groupby("method"):
             runs.plot(x="rows", y=name, style="o-", label=method, title=name, ax=panel)
     figure.savefig(f"{OUTPUT}/scaling.png", dpi=150)
