@@ -11,7 +11,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("busy", deadline=None)  # two tests share two cores
+settings.load_profile("busy")
 ROOT = Path(__file__).resolve().parent.parent
 
 RUNNER = """

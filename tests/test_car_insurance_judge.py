@@ -163,7 +163,7 @@ def test_scoring_is_linear(program, unit):
             [told], [{"里程数": 5, "VIN": "L" * 17, "车牌号": "京A12345", "警示灯": ["ABS灯"]}]
         )
     program.neutral(text), program.fenced(text), program.sentence({"里程数": text}), program.fit(text, 60)
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 2.5
 
 
 # %% Sheets and report

@@ -307,7 +307,7 @@ def test_number_of_never_fails(script, text):
 )
 def test_rewards_are_quick(script, piece):
     """A degenerate model repeats itself: no pattern may take more than linear time on that."""
-    begin = time.perf_counter()
+    begin = time.process_time()
     for text in (
         piece * 20_000,
         answered(piece * 20_000),
@@ -315,7 +315,7 @@ def test_rewards_are_quick(script, piece):
         "<answer>" + piece * 20_000,
     ):
         total(script, text)
-    assert time.perf_counter() - begin < 4
+    assert time.process_time() - begin < 4
 
 
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}

@@ -395,9 +395,9 @@ def test_titles(als, tmp_path, capsys, name):
 )
 @pytest.mark.parametrize("file", ["movies.csv", "movies.dat", "u.item"])
 def test_long_lines_of_titles_take_no_time(als, tmp_path, line, file):
-    start = time.perf_counter()
+    start = time.process_time()
     als.load_titles(write(tmp_path / file, line))
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
