@@ -190,7 +190,7 @@ before_answers = generate(eval_dataset["loss"]["prompt"])
 def row_losses(dataset: Dataset) -> list[float]:
     """Return the loss of each row of an evaluation set, in nats per token of the completion."""
     model.eval()
-    batches = trainer.get_eval_dataloader(dataset)  # of one row
+    batches = [trainer.data_collator([row]) for row in dataset]
     return [trainer.prediction_step(model, batch, prediction_loss_only=True)[0].item() for batch in batches]
 
 
@@ -252,12 +252,12 @@ print(f"Continuing from {newest}" if newest else "Starting from the base model")
 trained = trainer.train(resume_from_checkpoint=newest).metrics
 if pd.isna(trained["train_loss"]):
     raise SystemExit("The loss is no number: halve LEARNING_RATE, or set DTYPE = torch.float32")
-if os.getenv("RANK", "0") != "0":
-    raise SystemExit  # of torchrun's processes the first one compares and saves
 trainer.save_model(f"{OUTPUT}/lora")  # adapter and tokenizer
 
 # %% After
 losses["after"] = {name: row_losses(rows) for name, rows in eval_sets.items()}
+if os.getenv("RANK", "0") != "0":
+    raise SystemExit  # of torchrun's processes the first one goes on
 after_answers = generate(eval_dataset["loss"]["prompt"])
 answers = pd.DataFrame({"prompt": eval_dataset["loss"]["prompt"]})
 answers["reference"] = [row["output"] for row in eval_rows]

@@ -222,7 +222,7 @@ before_answers = generate(prompts)
 def row_losses(dataset: Dataset) -> list[float]:
     """Return the loss of each row of an evaluation set, in nats per token of the completion."""
     model.eval()
-    batches = trainer.get_eval_dataloader(dataset)  # of one row
+    batches = [trainer.data_collator([row]) for row in dataset]
     return [trainer.prediction_step(model, batch, prediction_loss_only=True)[0].item() for batch in batches]
 
 
@@ -293,11 +293,11 @@ for method, size in RUNS:
     trained = trainer.train(resume_from_checkpoint=newest).metrics
     if pd.isna(trained["train_loss"]):
         raise SystemExit("The loss is no number: halve LEARNING_RATE, or set DTYPE = torch.float32")
-    if os.getenv("RANK", "0") != "0":
-        raise SystemExit  # of torchrun's processes the first one compares and saves
     trainer.save_model(f"{folder}/{'full' if method == 'full' else 'lora'}")
 
     losses["after"] = {name: row_losses(rows) for name, rows in eval_sets.items()}
+    if os.getenv("RANK", "0") != "0":
+        raise SystemExit  # of torchrun's processes the first one goes on
     answers = pd.DataFrame(asked)
     answers["prompt"] = prompts
     answers["reference"] = answers.pop("output")
