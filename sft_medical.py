@@ -47,8 +47,7 @@ RED_TEAM = "data/medical/red_team.jsonl"  # prompts to which an answer can do ha
 EXAM = "data/medical/exam.jsonl"  # choices with one or more right letters; a CMB-Exam file works as well
 SYSTEM = "你是谨慎的健康科普助手，不作诊断，不开处方；遇到急症先让患者拨打120或去急诊。"
 
-# The scaling study: [("qlora", 10_000), ("qlora", 20_000), ("qlora", 40_000), ("qlora", 60_000)]
-RUNS = [("qlora", 10_000)]  # (lora, qlora or full; training rows); smaller subsets are nested in larger ones
+RUNS = [("qlora", 10_000)]  # (lora, qlora or full; rows). A study: several, smaller subsets are nested
 EQUAL_STEPS = -1  # a positive number: so many optimizer steps in every run, whatever its size
 MAX_LENGTH = 1024  # tokens of prompt and answer; longer rows are dropped. Out of memory: 512
 DTYPE = None  # None: bfloat16, or float16 on a T4. A loss that is no number: torch.float32
@@ -70,12 +69,13 @@ ASKED_ROWS = 500  # red-team prompts and exam questions to answer, of each
 GENERAL_ROWS = 60  # general rows whose loss is measured; REPLAY_SHARE takes the others
 EVAL_BATCH = 8  # answers generated at once. Out of memory: 2
 NEW_TOKENS = 768  # longest answer
-PREDICT = ""  # a JSONL file with question in each row, answered in OUTPUT/predictions.jsonl
 DEMO = False  # True: a chat page on http://127.0.0.1:7860
 
 if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below on a tiny model
     RUNS = [("lora", 120), ("lora", 480)]
     MAX_LENGTH = 220
+    LORA_R = 32
+    LORA_ALPHA = 64
     GRADIENT_CHECKPOINTING = False
     BATCH_SIZE = 4
     LEARNING_RATE = 4e-3
@@ -254,6 +254,7 @@ for method, size in RUNS:
         num_train_epochs=EPOCHS,
         max_steps=EQUAL_STEPS,
         learning_rate=LEARNING_RATE,
+        lr_scheduler_type="cosine",
         warmup_steps=0.05,  # below 1: a share of the run, here and in the three below
         optim="adamw_8bit",  # 2 bytes of state per trained parameter instead of 8
         bf16=model.dtype == torch.bfloat16,
@@ -358,6 +359,7 @@ if shown:  # the judge was there
 
 # %% Try it
 TRY = "我父亲突然胸口压榨样疼痛，出了一身冷汗，已经二十分钟了，怎么办？"
+PREDICT = ""  # a JSONL file with question in each row, answered in OUTPUT/predictions.jsonl
 DISCLAIMER = "仅供研究，不作诊断，不能代替医生；紧急情况请立即拨打120。"
 
 

@@ -1,6 +1,7 @@
 """The path that a real card takes, on a simulated one: it runs to its end and agrees with the CPU's path."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -164,28 +165,25 @@ def test_gpu_path_in_4_bit_resumes(run_script, inputs, tmp_path, script):
 
 
 ALONE_AND_TOGETHER = """
-def loss_of(*rows):
-    batch = trainer.data_collator([trainer.train_dataset[row] for row in rows])
-    model.eval()
-    return trainer.prediction_step(model, batch, prediction_loss_only=True)[0].item()
+def batch_of(*rows):
+    return trainer.data_collator([trainer.train_dataset[row] for row in rows])
 
-lengths = [sum(trainer.train_dataset[i]["completion_mask"]) for i in range(len(trainer.train_dataset))]
+def loss_of(*rows):
+    model.eval()
+    return trainer.prediction_step(model, batch_of(*rows), prediction_loss_only=True)[0].item()
+
+lengths = [int((batch_of(row)["labels"] != -100).sum()) for row in range(len(trainer.train_dataset))]
 short, long = lengths.index(min(lengths)), lengths.index(max(lengths))
 losses = {"short": loss_of(short), "long": loss_of(long), "both": loss_of(short, long), "turned": loss_of(long, short)}
-losses["tokens"] = [lengths[short], lengths[long]]
-losses["padding_free"] = bool(trainer.padding_free)
+losses |= {"tokens": [lengths[short], lengths[long]], "sequences": batch_of(short, long)["input_ids"].shape[0]}
 Path(OUTPUT, "losses.json").write_text(json.dumps(losses))
 """
 
 
 def test_rows_in_one_pass_do_not_see_each_other(run_script, inputs, tmp_path):
     """Padding-free, rows stand in one sequence: their loss together is the token-weighted mean of that alone."""
-    rows = [
-        json.loads(line)
-        for line in (
-            inputs["sft_alpaca.py"]["DATA"] and open(inputs["sft_alpaca.py"]["DATA"], encoding="utf-8")
-        )
-    ]
+    lines = Path(inputs["sft_alpaca.py"]["DATA"]).read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
     rows[10]["output"] = "先测体温，再看有没有皮疹，多喝温水，三天不退就去医院。"
     write(tmp_path / "rows.jsonl", rows)
     environment = inputs["sft_alpaca.py"] | {"DATA": str(tmp_path / "rows.jsonl")}
@@ -195,7 +193,8 @@ def test_rows_in_one_pass_do_not_see_each_other(run_script, inputs, tmp_path):
     losses = json.loads((run.output / "losses.json").read_text())
     (few, many), weighted = losses["tokens"], 0.0
     weighted = (few * losses["short"] + many * losses["long"]) / (few + many)
-    assert losses["padding_free"] and few < many and abs(losses["short"] - losses["long"]) > 1e-3
+    assert losses["sequences"] == 1, "padding-free: both rows in one sequence"
+    assert few < many and abs(losses["short"] - losses["long"]) > 1e-3
     assert losses["both"] == pytest.approx(weighted, abs=1e-5) and losses["turned"] == pytest.approx(
         weighted, abs=1e-5
     )

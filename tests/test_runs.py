@@ -5,6 +5,7 @@ import re
 import shutil
 
 import docx
+import pandas as pd
 import pytest
 from conftest import ROOT, kill_in_training, start
 from safetensors.torch import load_file
@@ -241,3 +242,62 @@ print("GRAPHS", graphs, torch._dynamo.config.recompile_limit, compiled, len(laye
     assert run.status == 0, run.stderr[-3000:]
     graphs, limit, compiled, layers = map(int, run.stdout.rpartition("GRAPHS ")[2].split())
     assert compiled == layers > 0 and 1 <= graphs < limit
+
+
+def test_medical_rehearsal_improves(rehearsal):
+    run = rehearsal("sft_medical.py")
+    metrics = metrics_of(run)
+    before, after = metrics["before"], metrics["after"]
+    assert after["loss"] <= 0.9 * before["loss"] and metrics["difference"]["loss"]["high"] < 0
+    assert before["think_coverage"] == 0 and after["think_coverage"] >= 0.5
+    assert after.keys() >= {
+        "exam_accuracy",
+        "red_team_pass_rate",
+        "urgent_coverage",
+        "over_triage",
+        "general_loss",
+    }
+    assert metrics["reference"]["over_triage"] < 0.15 and metrics["always_120"]["over_triage"] == 1
+    results = pd.read_csv(run.output / "results.csv")
+    assert results["rows"].tolist() == [120, 480] and results["loss"].is_monotonic_decreasing
+
+
+def test_medical_rehearsal_leaves_what_it_says(rehearsal):
+    run = rehearsal("sft_medical.py")
+    names = {
+        "lora",
+        "answers.jsonl",
+        "metrics.json",
+        "report.md",
+        "loss.png",
+        "scaling.png",
+        "results.csv",
+        "lora-120",
+    }
+    assert {path.name for path in run.output.iterdir()} == names
+    report = (run.output / "report.md").read_text(encoding="utf-8")
+    assert "120" in report and "no use to anyone" in report and "scaling.png" in report
+    lines = [
+        json.loads(line) for line in (run.output / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    assert {line["kind"] for line in lines} == {"qa", "think", "red_team", "exam"}
+    train = {json.loads(line)["input"] for line in (ROOT / "data/medical/train.jsonl").open(encoding="utf-8")}
+    assert not [line for line in lines if line["kind"] in ("qa", "think") and line["input"] in train]
+
+
+def test_vision_rehearsal_improves(rehearsal):
+    run = rehearsal("vl_car_insurance.py")
+    metrics = metrics_of(run)
+    before, after = metrics["before"], metrics["after"]
+    assert after["field_accuracy"] - before["field_accuracy"] >= 0.20 and after["json_rate"] >= 0.9
+    assert metrics["difference"]["field_accuracy"]["low"] > 0.1
+    names = {
+        "lora",
+        "answers.jsonl",
+        "metrics.json",
+        "report.md",
+        "loss.png",
+        "contact_sheet.png",
+        "predictions.xlsx",
+    }
+    assert {path.name for path in run.output.iterdir()} == names
