@@ -396,8 +396,8 @@ metrics = {
     "versions": {name: version(name) for name in ("unsloth", "trl", "transformers", "peft", "torch")},
 }
 Path(OUTPUT, "metrics.json").write_text(json.dumps(metrics, ensure_ascii=False, indent=2), encoding="utf-8")
-print(f"Scored by: python data/r1/judge.py {OUTPUT}")
-subprocess.run([sys.executable, "data/r1/judge.py", OUTPUT])
+scored = subprocess.run([sys.executable, "data/r1/judge.py", OUTPUT], capture_output=True, text=True)
+print(f"Scored by: python data/r1/judge.py {OUTPUT}\n{scored.stdout}{scored.stderr}")
 
 # %% Save
 figure, panels = plt.subplots(4, 1, figsize=(9, 11), sharex=True, layout="constrained")

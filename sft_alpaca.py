@@ -266,8 +266,8 @@ metrics = {
     "versions": {name: version(name) for name in ("unsloth", "trl", "transformers", "peft", "torch")},
 }
 Path(OUTPUT, "metrics.json").write_text(json.dumps(metrics, ensure_ascii=False, indent=2), encoding="utf-8")
-print(f"Scored by: python data/alpaca/judge.py {OUTPUT}")
-subprocess.run([sys.executable, "data/alpaca/judge.py", OUTPUT])
+scored = subprocess.run([sys.executable, "data/alpaca/judge.py", OUTPUT], capture_output=True, text=True)
+print(f"Scored by: python data/alpaca/judge.py {OUTPUT}\n{scored.stdout}{scored.stderr}")
 
 # %% Save
 axes = log.groupby("step")[["loss", "eval_loss"]].first().interpolate().plot(ylabel="loss per token")

@@ -334,10 +334,14 @@ for answer in answers.head(2).to_dict("records"):
     print(answer["input"], answer["before"], answer["after"], sep="\n\n", end="\n\n")
 
 # %% Score
-print(f"Scored by: python data/medical/judge.py {OUTPUT}")
 results = []
 for (method, size), folder in folders.items():
-    subprocess.run([sys.executable, "data/medical/judge.py", str(folder)])
+    scored = subprocess.run(
+        [sys.executable, "data/medical/judge.py", str(folder)],
+        capture_output=True,
+        text=True,
+    )
+    print(f"Scored by: python data/medical/judge.py {folder}\n{scored.stdout}{scored.stderr}")
     metrics = json.loads(Path(folder, "metrics.json").read_text(encoding="utf-8"))
     results.append({"method": method, "rows": size, **metrics["train"], **metrics.get("after", {})})
 
