@@ -39,7 +39,7 @@ BEHIND = {  # a function that passes its keywords on: what the one behind it nam
     r"^transformers\.AutoModel\w+\.from_pretrained$": [PreTrainedModel.from_pretrained],
     r"^peft\.PeftModel$|\.generate$": [Qwen2ForCausalLM.forward],
     r"^transformers\.(PreTrainedTokenizerFast|Qwen2_5_VLProcessor)$": [PreTrainedTokenizerBase.__call__],
-    r"\.(batch_decode|TextIteratorStreamer)$": [PreTrainedTokenizerBase.decode],
+    r"\.(batch_decode|TextIteratorStreamer|Qwen2_5_VLProcessor\.decode)$": [PreTrainedTokenizerBase.decode],
 }
 if not plain:
     BEHIND |= {
