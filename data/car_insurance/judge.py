@@ -2,14 +2,14 @@
 """
 # What a model reads from car photos: sheet of photos, sheet of predictions, report
 
-Scores no model by itself: `vl_car_insurance.py` lets it read the held-out photos before and after training and scores
-the fields; this program shows what was read, next to the photos, and says what the scores allow to conclude.
+Runs no model: `vl_car_insurance.py` lets it read the held-out photos before and after training; this program scores the
+fields that were read, shows them next to the photos, and says what the scores allow to conclude.
 
 Run:    `uv run data/car_insurance/judge.py outputs/car_insurance`
         `uv run data/car_insurance/judge.py OUTPUT_A OUTPUT_B` compares two models on the rows that both have read
 Data:   OUTPUT/answers.jsonl, a row a line: {"input": "读取……", "image": ["pictures/001.jpg"], "style": "twin_dials",
         "reference": "{\\"里程数\\": 12345}", "before": "…", "after": "…"}; OUTPUT/metrics.json, where there is one
-Writes: OUTPUT/contact_sheet.png, OUTPUT/predictions.xlsx, OUTPUT/report.md
+Writes: OUTPUT/contact_sheet.png, predictions.xlsx, report.md, and the scores into metrics.json if they are not there yet
 """
 
 # %% Imports
@@ -318,7 +318,7 @@ def write_report(metrics: dict, table: str, rows: list[dict], path: Path) -> Non
 
 
 def judge(output: Path) -> str:
-    """Write contact sheet, predictions and report of a run; return its table, scored here if there is none."""
+    """Write contact sheet, predictions, report and, where they lack, the scores of a run; return its table."""
     rows, path = read_answers(output), output / "metrics.json"
     references, after = ([row[name] for row in rows] for name in ("reference", "after"))
     try:
@@ -327,6 +327,7 @@ def judge(output: Path) -> str:
         raise ValueError(f"{path} is damaged ({error}): delete it, and the answers are scored anew") from None
     if not {"before", "after", "difference"} <= metrics.keys():
         metrics |= compared([row.get("before") for row in rows], after, references)
+        path.write_text(json.dumps(metrics, ensure_ascii=False, indent=2), encoding="utf-8")
     table = table_of(metrics)
     if all("exported" in row for row in rows):
         exported = compared(after, [row["exported"] for row in rows], references)
