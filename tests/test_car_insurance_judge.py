@@ -397,3 +397,11 @@ def test_any_text_passes_sheets_and_report(functions, tmp_path_factory, texts):
     folder = tmp_path_factory.mktemp("any") / "run"
     functions(PROGRAM).judge(write_run(folder, texts))
     assert load_workbook(folder / "predictions.xlsx").active.max_row == len(texts) + 1
+
+
+def test_scores_are_kept_beside_what_the_script_wrote(program, tmp_path):
+    folder = write_run(tmp_path / "run", [GOOD] * 5, metrics={"model": "unsloth/Qwen"})
+    program.judge(folder)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["model"] == "unsloth/Qwen" and metrics["after"]["field_accuracy"] == pytest.approx(4 / 6)
+    assert {"before", "difference"} <= metrics.keys()
