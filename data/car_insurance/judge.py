@@ -261,7 +261,8 @@ def contact_sheet(rows: list[dict], folder: Path, path: Path) -> None:
             drawn = place.text(0, -0.08 - 0.09 * i, line, transform=place.transAxes, parse_math=False)
             drawn.set(color="green" if right else "red", family=[*chinese, "DejaVu Sans"])
             drawn.set_fontsize(8 if len(line) < 40 else 6.5)  # a VIN twice is wider than a photo
-    axes[0, 0].set_title("reference | prediction", loc="left", fontsize=9)
+    hint = "" if chinese else "   (* is Chinese: install a font for it, such as fonts-noto-cjk)"
+    axes[0, 0].set_title(f"reference | prediction{hint}", loc="left", fontsize=9)
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
