@@ -26,6 +26,13 @@ FAULTS = {
     "half_done",
     "overconfident",
 }
+OF_WORDING = {
+    "flattery_or_padding",
+    "rude_or_preachy",
+    "refuses_what_is_harmless",
+    "careless",
+    "overconfident",
+}
 KEYS = {"instruction", "input", "chosen", "rejected", "topic", "fault"}
 FOLDER = ROOT / "data" / "alpaca"
 ROWS = [json.loads(line) for line in (FOLDER / "preferences.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -156,6 +163,8 @@ def test_there_are_enough_rows_of_every_fault_and_language():
     for fault in FAULTS:
         share = sum(chinese(row) for row in ROWS if row["fault"] == fault) / counts[fault]
         assert 1 / 3 < share < 2 / 3, f"{fault}: {share:.0%} Chinese"
+    listed = re.findall(r"(?m)^\| `(\w+)` \| (\d+) \|", (ROOT / "data/README.md").read_text(encoding="utf-8"))
+    assert {fault: int(rows) for fault, rows in listed} == counts
     topics = Counter(row["topic"] for row in ROWS)
     assert len(topics) >= 15 and max(topics.values()) < 0.15 * len(ROWS)
 
@@ -238,7 +247,7 @@ def words(answer: str) -> set[str]:
 def test_words_alone_hardly_give_the_worse_answer_away():
     """Naive Bayes on nine tenths of the pairs, asked about the last tenth: it knows no facts, only wording."""
     order = list(range(len(ROWS)))
-    right = []
+    right = {True: [], False: []}
     for seed in range(3):
         random.Random(seed).shuffle(order)
         for fold in range(10):
@@ -252,8 +261,9 @@ def test_words_alone_hardly_give_the_worse_answer_away():
                     sum(math.log((good[word] + 1) / (bad[word] + 1)) for word in words(row[side]))
                     for side in ("chosen", "rejected")
                 )
-                right.append(better > worse)
-    assert sum(right) / len(right) < 0.7  # rudeness and empty praise have words of their own
+                right[row["fault"] in OF_WORDING].append(better > worse)
+    of_wording, others = right[True], right[False]
+    assert sum(others) / len(others) < 0.6 and sum(of_wording + others) / len(ROWS * 3) < 0.7
 
 
 def test_no_two_prompts_are_alike():
