@@ -108,6 +108,8 @@ def answerable(row: dict) -> bool:
 if BATCH_SIZE * ACCUMULATION % NUM_GENERATIONS:
     raise SystemExit("BATCH_SIZE x ACCUMULATION must be a multiple of NUM_GENERATIONS: groups stay whole")
 tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=False)
+template = "{% set enable_thinking = False %}" + tokenizer.get_chat_template()  # our tags, not Qwen3's own
+tokenizer.chat_template = template
 if DATA.endswith((".json", ".jsonl")):
     parts = load_dataset("json", data_files=DATA, split="train").train_test_split(EVAL_SHARE, seed=SEED)
 else:
@@ -237,6 +239,8 @@ model, tokenizer = FastLanguageModel.from_pretrained(
     use_gradient_checkpointing=GRADIENT_CHECKPOINTING,
     trust_remote_code=False,
 )
+tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a model that sees brings a processor
+tokenizer.chat_template = template
 model = FastLanguageModel.get_peft_model(
     model,
     r=LORA_R,
@@ -353,11 +357,11 @@ trainer = GRPOTrainer(
     reward_funcs=rewards,
     args=config,
 )
-# trainer_state.json is the last file of a checkpoint to be written: where it is, the checkpoint is complete
-complete = sorted(Path(config.output_dir).glob("checkpoint-*/trainer_state.json"), key=os.path.getmtime)
-newest = str(complete[-1].parent) if RESUME and complete else None
-print(f"Continuing from {newest}" if newest else "Starting from the base model")
-trained = trainer.train(resume_from_checkpoint=newest).metrics
+# trainer_state.json is the last file of a checkpoint to be written: with it a checkpoint is complete
+files = Path(config.output_dir).glob("checkpoint-*/trainer_state.json")
+newest = max(filter(os.path.getsize, files), key=os.path.getmtime, default=None) if RESUME else None
+print(f"Continuing from {newest.parent}" if newest else "Starting from the base model")
+trained = trainer.train(resume_from_checkpoint=str(newest.parent) if newest else None).metrics
 if pd.isna(trained["train_loss"]):
     raise SystemExit("The loss is no number: halve LEARNING_RATE, or set DTYPE = torch.float32")
 if os.getenv("RANK", "0") != "0":
@@ -408,7 +412,6 @@ log[["completions/clipped_ratio"]].plot(ax=panels[3], ylabel="share that was cut
 for panel in panels:
     panel.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
 figure.savefig(f"{OUTPUT}/reward.png", dpi=150)
-
 shutil.rmtree(config.output_dir)  # the run is complete
 
 # %% Try it

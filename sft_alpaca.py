@@ -78,8 +78,7 @@ def to_prompt_completion(row: dict) -> dict:
     prompt = [{"role": "system", "content": row.get("system") or SYSTEM}]
     for question, answer in row.get("history") or []:
         prompt += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    question = f"{row['instruction']}\n{row.get('input') or ''}".strip()
-    prompt += [{"role": "user", "content": question}]
+    prompt += [{"role": "user", "content": f"{row['instruction']}\n{row.get('input') or ''}".strip()}]
     return {"prompt": prompt, "completion": [{"role": "assistant", "content": row["output"]}]}
 
 
@@ -87,9 +86,8 @@ def usable(row: dict) -> bool:
     """Return whether a row is complete and short enough: a cut one would teach the model never to stop."""
     if not all(isinstance(row.get(key), str) and row[key].strip() for key in ("instruction", "output")):
         return False
-    chat = to_prompt_completion(row)
-    ids = tokenizer.apply_chat_template(chat["prompt"] + chat["completion"], return_dict=False)
-    return len(ids) <= MAX_LENGTH
+    messages = [*to_prompt_completion(row)["prompt"], {"role": "assistant", "content": row["output"]}]
+    return len(tokenizer.apply_chat_template(messages, return_dict=False)) <= MAX_LENGTH
 
 
 def read_rows(source: str) -> list[dict]:
@@ -110,22 +108,23 @@ def held_out(row: dict) -> bool:
 
 tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=False)
 rows = read_rows(DATA)
+thinks = any("</think>" in row["output"] for row in rows)  # if not, Qwen3 and its like shall not either
+template = f"{{% set enable_thinking = {thinks} %}}{tokenizer.get_chat_template()}"
+tokenizer.chat_template = template
 train_rows = [row for row in rows if not held_out(row)]
 eval_rows = [row for row in rows if held_out(row)][:EVAL_ROWS]
 if not train_rows or len(eval_rows) < 2:
     raise SystemExit(f"{DATA}: too few usable rows; data/alpaca/prepare.py names bad ones, reads other forms")
 eval_dataset = {"loss": Dataset.from_list(list(map(to_prompt_completion, eval_rows)))}
 if Path(GENERAL).exists():
-    general_rows = read_rows(GENERAL)
-    train_rows += general_rows[GENERAL_ROWS:][: int(REPLAY_SHARE * len(train_rows))]
-    general = list(map(to_prompt_completion, general_rows[:GENERAL_ROWS]))
-    eval_dataset["general_loss"] = Dataset.from_list(general)
+    general = read_rows(GENERAL)
+    train_rows += general[GENERAL_ROWS:][: int(REPLAY_SHARE * len(train_rows))]
+    eval_dataset["general_loss"] = Dataset.from_list(list(map(to_prompt_completion, general[:GENERAL_ROWS])))
 train_dataset = Dataset.from_list(list(map(to_prompt_completion, train_rows)))
 print(f"{len(train_dataset)} rows to train on, {len(eval_rows)} held out")
-
 example = train_dataset[0]
 print(tokenizer.apply_chat_template(example["prompt"] + example["completion"], tokenize=False))
-print("Trained on:", example["completion"][0]["content"] + tokenizer.eos_token)
+print("Trained on:", example["completion"][0]["content"], "and the token that ends it")
 
 # %% Model
 model, tokenizer = FastLanguageModel.from_pretrained(
@@ -136,6 +135,8 @@ model, tokenizer = FastLanguageModel.from_pretrained(
     use_gradient_checkpointing=GRADIENT_CHECKPOINTING,
     trust_remote_code=False,
 )
+tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a model that sees brings a processor
+tokenizer.chat_template = template
 model = FastLanguageModel.get_peft_model(
     model,
     r=LORA_R,
@@ -227,11 +228,11 @@ trainer = SFTTrainer(
 eval_sets = trainer.eval_dataset  # as TRL has tokenized them
 trainer.eval_dataset = eval_sets["loss"]  # the held-out rows choose the best checkpoint
 losses = {"before": {name: row_losses(rows) for name, rows in eval_sets.items()}}
-# trainer_state.json is the last file of a checkpoint to be written: where it is, the checkpoint is complete
-complete = sorted(Path(config.output_dir).glob("checkpoint-*/trainer_state.json"), key=os.path.getmtime)
-newest = str(complete[-1].parent) if RESUME and complete else None
-print(f"Continuing from {newest}" if newest else "Starting from the base model")
-trained = trainer.train(resume_from_checkpoint=newest).metrics
+# trainer_state.json is the last file of a checkpoint to be written: with it a checkpoint is complete
+files = Path(config.output_dir).glob("checkpoint-*/trainer_state.json")
+newest = max(filter(os.path.getsize, files), key=os.path.getmtime, default=None) if RESUME else None
+print(f"Continuing from {newest.parent}" if newest else "Starting from the base model")
+trained = trainer.train(resume_from_checkpoint=str(newest.parent) if newest else None).metrics
 if pd.isna(trained["train_loss"]):
     raise SystemExit("The loss is no number: halve LEARNING_RATE, or set DTYPE = torch.float32")
 trainer.save_model(f"{OUTPUT}/lora")  # adapter and tokenizer
@@ -240,11 +241,10 @@ trainer.save_model(f"{OUTPUT}/lora")  # adapter and tokenizer
 losses["after"] = {name: row_losses(rows) for name, rows in eval_sets.items()}
 if os.getenv("RANK", "0") != "0":
     raise SystemExit  # of torchrun's processes the first one goes on
-after_answers = generate(eval_dataset["loss"]["prompt"])
 answers = pd.DataFrame({"prompt": eval_dataset["loss"]["prompt"]})
 answers["reference"] = [row["output"] for row in eval_rows]
 answers[["before", "before_ended"]] = before_answers
-answers[["after", "after_ended"]] = after_answers
+answers[["after", "after_ended"]] = generate(eval_dataset["loss"]["prompt"])
 answers.to_json(f"{OUTPUT}/answers.jsonl", orient="records", lines=True, force_ascii=False)
 
 # %% Score

@@ -92,8 +92,7 @@ def to_prompt_completion(row: dict) -> dict:
     prompt = [{"role": "system", "content": row.get("system") or SYSTEM}]
     for question, answer in row.get("history") or []:
         prompt += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    question = f"{row['instruction']}\n{row.get('input') or ''}".strip()
-    prompt += [{"role": "user", "content": question}]
+    prompt += [{"role": "user", "content": f"{row['instruction']}\n{row.get('input') or ''}".strip()}]
     return {"prompt": prompt, "completion": [{"role": "assistant", "content": row["output"]}]}
 
 
@@ -101,9 +100,8 @@ def usable(row: dict) -> bool:
     """Return whether a row is complete and short enough: a cut one would teach the model never to stop."""
     if not all(isinstance(row.get(key), str) and row[key].strip() for key in ("instruction", "output")):
         return False
-    chat = to_prompt_completion(row)
-    ids = tokenizer.apply_chat_template(chat["prompt"] + chat["completion"], return_dict=False)
-    return len(ids) <= MAX_LENGTH
+    messages = [*to_prompt_completion(row)["prompt"], {"role": "assistant", "content": row["output"]}]
+    return len(tokenizer.apply_chat_template(messages, return_dict=False)) <= MAX_LENGTH
 
 
 def first_rows(path: str, count: int) -> list[dict]:
@@ -128,6 +126,9 @@ PLAIN = "请回答患者的问题。"
 THINK = "请先在<think>和</think>之间写出思考过程，再回答患者的问题。"
 CHOOSE = "请做下面的选择题，只输出正确选项的字母。"
 tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=False)
+# Qwen3 and its like think by default; here they do where the prompt asks for it.
+template = "{% set enable_thinking = '<think>' in messages | string %}" + tokenizer.get_chat_template()
+tokenizer.chat_template = template
 if not Path(DATA, "gold.jsonl").exists():
     raise SystemExit(f"{DATA} has no train, val, test and gold.jsonl: see data/medical/prepare.py")
 train_rows = first_rows(f"{DATA}/train.jsonl", max(size for _, size in RUNS))
@@ -159,7 +160,7 @@ for row in asked:
 prompts = [to_prompt_completion({"output": "", **row})["prompt"] for row in asked]
 example = to_prompt_completion(train_rows[0])
 print(tokenizer.apply_chat_template(example["prompt"] + example["completion"], tokenize=False))
-print("Trained on:", example["completion"][0]["content"] + tokenizer.eos_token)
+print("Trained on:", example["completion"][0]["content"], "and the token that ends it")
 
 
 # %% Model
@@ -174,6 +175,8 @@ def load_model(method: str):
         use_gradient_checkpointing=GRADIENT_CHECKPOINTING,
         trust_remote_code=False,
     )
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a model that sees brings a processor
+    tokenizer.chat_template = template
     if method == "full":
         return model, tokenizer
     model = FastLanguageModel.get_peft_model(
@@ -287,11 +290,11 @@ for method, size in RUNS:
     eval_sets = trainer.eval_dataset  # as TRL has tokenized them
     trainer.eval_dataset = eval_sets.pop("val")  # test has no say in which checkpoint is best
     losses = {"before": {name: row_losses(rows) for name, rows in eval_sets.items()}}
-    # trainer_state.json is the last file of a checkpoint to be written: where it is, it is complete
-    complete = sorted(Path(config.output_dir).glob("checkpoint-*/trainer_state.json"), key=os.path.getmtime)
-    newest = str(complete[-1].parent) if RESUME and complete else None
-    print(f"Continuing from {newest}" if newest else "Starting from the base model")
-    trained = trainer.train(resume_from_checkpoint=newest).metrics
+    # trainer_state.json is the last file of a checkpoint to be written: with it a checkpoint is complete
+    files = Path(config.output_dir).glob("checkpoint-*/trainer_state.json")
+    newest = max(filter(os.path.getsize, files), key=os.path.getmtime, default=None) if RESUME else None
+    print(f"Continuing from {newest.parent}" if newest else "Starting from the base model")
+    trained = trainer.train(resume_from_checkpoint=str(newest.parent) if newest else None).metrics
     if pd.isna(trained["train_loss"]):
         raise SystemExit("The loss is no number: halve LEARNING_RATE, or set DTYPE = torch.float32")
     trainer.save_model(f"{folder}/{'full' if method == 'full' else 'lora'}")

@@ -134,8 +134,6 @@ if GPU:
         use_gradient_checkpointing=GRADIENT_CHECKPOINTING,
         random_state=SEED,
     )
-    never = 10**6  # tokens: a row that is cut loses image tokens; MAX_PIXELS keeps rows short
-    collator = UnslothVisionDataCollator(model, processor, never, resize="max", completion_only_loss=True)
 else:  # Unsloth's CPU backend has no vision models: the same adapter by PEFT, and TRL's own collator
     processor = AutoProcessor.from_pretrained(MODEL, trust_remote_code=False)
     model = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=DTYPE, trust_remote_code=False)
@@ -145,8 +143,9 @@ else:  # Unsloth's CPU backend has no vision models: the same adapter by PEFT, a
     targets = rf".*\b({layers})\..*\b({'|'.join(modules)})"
     torch.manual_seed(SEED)
     model = get_peft_model(model, LoraConfig(r=LORA_R, lora_alpha=LORA_ALPHA, target_modules=targets))
-    collator = None
 processor.image_processor.size = {"shortest_edge": 56 * 56, "longest_edge": MAX_PIXELS}
+# The answers hold no thoughts: Qwen3.5 and its like, which think by default, do not either.
+processor.chat_template = "{% set enable_thinking = False %}" + processor.chat_template
 model.print_trainable_parameters()
 
 
@@ -291,20 +290,22 @@ settings |= {"FINETUNE_ATTENTION_MODULES": FINETUNE_ATTENTION_MODULES}
 settings |= {"FINETUNE_MLP_MODULES": FINETUNE_MLP_MODULES}
 # A run with other settings or rows has another folder, so that RESUME never mixes two of them.
 config.output_dir += f"/checkpoints-{zlib.crc32(f'{MODEL}{settings}{train_rows}'.encode()):08x}"
+never = 10**6  # tokens: a row that is cut loses image tokens; MAX_PIXELS keeps rows short
+collator = UnslothVisionDataCollator(model, processor, never, resize="max", completion_only_loss=True)
 trainer = SFTTrainer(
     model=model,
     processing_class=processor,
-    data_collator=collator,
+    data_collator=collator if GPU else None,  # on a CPU TRL's own
     train_dataset=train_dataset,
     eval_dataset=eval_dataset,
     callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
     args=config,
 )
-# trainer_state.json is the last file of a checkpoint to be written: where it is, the checkpoint is complete
-complete = sorted(Path(config.output_dir).glob("checkpoint-*/trainer_state.json"), key=os.path.getmtime)
-newest = str(complete[-1].parent) if RESUME and complete else None
-print(f"Continuing from {newest}" if newest else "Starting from the base model")
-trained = trainer.train(resume_from_checkpoint=newest).metrics
+# trainer_state.json is the last file of a checkpoint to be written: with it a checkpoint is complete
+files = Path(config.output_dir).glob("checkpoint-*/trainer_state.json")
+newest = max(filter(os.path.getsize, files), key=os.path.getmtime, default=None) if RESUME else None
+print(f"Continuing from {newest.parent}" if newest else "Starting from the base model")
+trained = trainer.train(resume_from_checkpoint=str(newest.parent) if newest else None).metrics
 if pd.isna(trained["train_loss"]):
     raise SystemExit("The loss is no number: halve LEARNING_RATE, or set DTYPE = torch.float32")
 if os.getenv("RANK", "0") != "0":

@@ -99,10 +99,10 @@ def start(script, output, runner=(), environment=None, cwd=ROOT, then="", **cons
 
 
 def kill_in_training(script, output, file, runner=(), environment=None, **constants) -> None:
-    """Start a script and end it with SIGKILL as soon as a file of that pattern is there."""
+    """Start a script and end it with SIGKILL as soon as a filled file of that pattern is there."""
     process = start(script, output, runner, environment, **constants)
     limit = time.time() + 600
-    while not list(output.glob(file)):
+    while not any(path.stat().st_size for path in output.glob(file)):
         assert process.poll() is None, process.communicate()
         assert time.time() < limit
         time.sleep(0.02)

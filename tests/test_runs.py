@@ -114,12 +114,13 @@ def test_killed_run_ends_as_if_undisturbed(run_script, short_run, tmp_path, mome
 
 
 def test_unfinished_checkpoint_and_other_settings_are_passed_over(run_script, short_run, tmp_path):
-    """Without its last file a checkpoint is not taken, nor is any of another run in the same folder."""
+    """Without its last file, or with an empty one, a checkpoint is not taken, nor is any of another run."""
     output = tmp_path / "run"
     kill_in_training("sft_alpaca.py", output, "checkpoints-*/checkpoint-4/trainer_state.json", **SHORT)
     folder = next(output.glob("checkpoints-*"))
     for path in folder.glob("checkpoint-[4-6]/trainer_state.json"):
-        path.unlink()
+        path.write_text("")  # killed between opening and writing it
+    (folder / "checkpoint-5").mkdir()
     shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-3 (copy)")
     run = run_script("sft_alpaca.py", output=output, **SHORT)
     assert "checkpoint-2" in run.stdout or "checkpoint-3 (copy)" in run.stdout
