@@ -21,7 +21,6 @@ if find_spec("vllm"):
     os.environ["UNSLOTH_VLLM_STANDBY"] = "1"  # vLLM's cache makes room while the model trains
 from unsloth import FastLanguageModel  # before trl, transformers and peft: importing it patches them
 
-# isort: split
 import json
 import re
 import shutil
@@ -108,12 +107,15 @@ def answerable(row: dict) -> bool:
 if BATCH_SIZE * ACCUMULATION % NUM_GENERATIONS:
     raise SystemExit("BATCH_SIZE x ACCUMULATION must be a multiple of NUM_GENERATIONS: groups stay whole")
 tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=False)
-template = "{% set enable_thinking = False %}" + tokenizer.get_chat_template()  # our tags, not Qwen3's own
-tokenizer.chat_template = template
-if DATA.endswith((".json", ".jsonl")):
-    parts = load_dataset("json", data_files=DATA, split="train").train_test_split(EVAL_SHARE, seed=SEED)
-else:
-    parts = load_dataset(DATA, "main")
+# The thoughts are to stand in our tags: Qwen3 and its like, which think in their own by default, do not.
+tokenizer.chat_template = template = "{% set enable_thinking = False %}" + tokenizer.get_chat_template()
+try:
+    if DATA.endswith((".json", ".jsonl")):
+        parts = load_dataset("json", data_files=DATA, split="train").train_test_split(EVAL_SHARE, seed=SEED)
+    else:
+        parts = load_dataset(DATA, "main")
+except Exception as error:  # of many kinds, whose own text often says neither file nor reason
+    raise SystemExit(f"{DATA} cannot be read: {error.__cause__ or error}") from error
 if not {"question", "answer"} <= set(parts["train"].column_names):
     raise SystemExit(f"{DATA}: rows need question and answer, but have {parts['train'].column_names}")
 parts = parts.map(to_prompt, remove_columns=parts["train"].column_names, load_from_cache_file=False)
@@ -287,12 +289,11 @@ def sample(prompts: list[list[dict]], count: int, temperature: float) -> list[li
 
     options = SamplingParams(n=count, temperature=temperature, max_tokens=NEW_TOKENS, seed=SEED)
     texts = [tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False) for p in prompts]
-    adapter = model.load_lora(f"{OUTPUT}/lora") if newly_trained else None
     groups = model.fast_generate(texts, sampling_params=options, lora_request=adapter)
     return [[(one.text.strip(), one.finish_reason == "stop") for one in group.outputs] for group in groups]
 
 
-newly_trained = False
+adapter = None  # for vLLM, which keeps it beside the base
 eval_prompts = [row["prompt"] for row in eval_rows]
 before = sample(eval_prompts, 1, 0)
 before_votes = sample(eval_prompts, VOTES, TEMPERATURE) if VOTES else None
@@ -316,8 +317,14 @@ rewards = [
     soft_format_reward_func,
     xmlcount_reward_func,
 ]
+settings = {"DATA": DATA, "SYSTEM": SYSTEM, "PROMPT_LENGTH": PROMPT_LENGTH, "NEW_TOKENS": NEW_TOKENS}
+settings |= {"LORA_R": LORA_R, "LORA_ALPHA": LORA_ALPHA, "LEARNING_RATE": LEARNING_RATE, "SEED": SEED}
+settings |= {"NUM_GENERATIONS": NUM_GENERATIONS, "BATCH_SIZE": BATCH_SIZE, "ACCUMULATION": ACCUMULATION}
+settings |= {"MAX_STEPS": MAX_STEPS, "TEMPERATURE": TEMPERATURE, "BETA": BETA}
+settings |= {"LOAD_IN_4BIT": LOAD_IN_4BIT, "PROBE": PROBE}
 config = GRPOConfig(
-    output_dir=OUTPUT,
+    # A run with other settings or rows has another folder, so that RESUME never mixes two of them.
+    output_dir=f"{OUTPUT}/checkpoints-{zlib.crc32(f'{MODEL}{settings}{DATA}{eval_rows}'.encode()):08x}",
     num_generations=NUM_GENERATIONS,
     max_completion_length=NEW_TOKENS,
     temperature=TEMPERATURE,
@@ -343,13 +350,6 @@ config = GRPOConfig(
     seed=SEED,
     report_to="none",  # "tensorboard", "wandb", "swanlab", "trackio"
 )
-settings = {"DATA": DATA, "SYSTEM": SYSTEM, "PROMPT_LENGTH": PROMPT_LENGTH, "NEW_TOKENS": NEW_TOKENS}
-settings |= {"LORA_R": LORA_R, "LORA_ALPHA": LORA_ALPHA, "LEARNING_RATE": LEARNING_RATE, "SEED": SEED}
-settings |= {"NUM_GENERATIONS": NUM_GENERATIONS, "BATCH_SIZE": BATCH_SIZE, "ACCUMULATION": ACCUMULATION}
-settings |= {"MAX_STEPS": MAX_STEPS, "TEMPERATURE": TEMPERATURE, "BETA": BETA}
-settings |= {"LOAD_IN_4BIT": LOAD_IN_4BIT, "PROBE": PROBE}
-# A run with other settings or rows has another folder, so that RESUME never mixes two of them.
-config.output_dir += f"/checkpoints-{zlib.crc32(f'{MODEL}{settings}{DATA}{eval_rows}'.encode()):08x}"
 trainer = GRPOTrainer(
     model=model,
     processing_class=tokenizer,
@@ -372,7 +372,7 @@ if (log["frac_reward_zero_std"].tail(20) == 1).all():
     print("All completions of a prompt earn the same: raise TEMPERATURE, or let PROBE choose the problems")
 
 # %% After
-newly_trained = True
+adapter = model.load_lora(f"{OUTPUT}/lora") if fast else None
 after = sample(eval_prompts, 1, 0)
 after_votes = sample(eval_prompts, VOTES, TEMPERATURE) if VOTES else None
 answers = pd.DataFrame({"prompt": eval_prompts, "reference": [row["answer"] for row in eval_rows]})

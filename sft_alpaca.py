@@ -16,7 +16,6 @@ import os
 os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # nothing about this machine is sent
 from unsloth import FastLanguageModel  # before trl, transformers and peft: importing it patches them
 
-# isort: split
 import json
 import random
 import shutil
@@ -93,7 +92,10 @@ def usable(row: dict) -> bool:
 def read_rows(source: str) -> list[dict]:
     """Return the usable rows of a JSON or JSONL file, or of a data set on the hub."""
     local = source.endswith((".json", ".jsonl"))
-    dataset = load_dataset("json" if local else source, data_files=source if local else None, split="train")
+    try:
+        dataset = (load_dataset("json", data_files=source) if local else load_dataset(source))["train"]
+    except Exception as error:  # of many kinds, whose own text often says neither file nor reason
+        raise SystemExit(f"{source} cannot be read: {error.__cause__ or error}") from error
     rows = [row for row in dataset.shuffle(seed=SEED) if usable(row)]
     print(f"{source}: {len(rows)} of {len(dataset)} rows are complete and short enough")
     return rows
@@ -101,7 +103,7 @@ def read_rows(source: str) -> list[dict]:
 
 def held_out(row: dict) -> bool:
     """Return whether a row is for evaluation; rows of a topic, or of an instruction, stay on one side."""
-    split = (row.get("meta") or {}).get("split")  # some files bring their own
+    split = row["meta"].get("split") if isinstance(row.get("meta"), dict) else None  # some bring their own
     share = random.Random(f"{SEED} {row.get('topic') or row['instruction']}").random()
     return split != "train" if split else share < EVAL_SHARE
 
@@ -109,8 +111,7 @@ def held_out(row: dict) -> bool:
 tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=False)
 rows = read_rows(DATA)
 thinks = any("</think>" in row["output"] for row in rows)  # if not, Qwen3 and its like shall not either
-template = f"{{% set enable_thinking = {thinks} %}}{tokenizer.get_chat_template()}"
-tokenizer.chat_template = template
+tokenizer.chat_template = template = f"{{% set enable_thinking = {thinks} %}}{tokenizer.get_chat_template()}"
 train_rows = [row for row in rows if not held_out(row)]
 eval_rows = [row for row in rows if held_out(row)][:EVAL_ROWS]
 if not train_rows or len(eval_rows) < 2:
@@ -182,8 +183,13 @@ def row_losses(dataset: Dataset) -> list[float]:
     return [trainer.prediction_step(model, batch, prediction_loss_only=True)[0].item() for batch in batches]
 
 
+settings = {"DATA": DATA, "SYSTEM": SYSTEM, "MAX_LENGTH": MAX_LENGTH, "LOAD_IN_4BIT": LOAD_IN_4BIT}
+settings |= {"LORA_R": LORA_R, "LORA_ALPHA": LORA_ALPHA, "LEARNING_RATE": LEARNING_RATE, "SEED": SEED}
+settings |= {"BATCH_SIZE": BATCH_SIZE, "ACCUMULATION": ACCUMULATION, "EPOCHS": EPOCHS, "MAX_STEPS": MAX_STEPS}
+settings |= {"REPLAY_SHARE": REPLAY_SHARE, "EVAL_SHARE": EVAL_SHARE, "NEW_TOKENS": NEW_TOKENS}
 config = SFTConfig(
-    output_dir=OUTPUT,
+    # A run with other settings or rows has another folder, so that RESUME never mixes two of them.
+    output_dir=f"{OUTPUT}/checkpoints-{zlib.crc32(f'{MODEL}{settings}{train_rows}'.encode()):08x}",
     max_length=MAX_LENGTH,
     dataset_num_proc=1,  # starting processes takes longer than tokenizing
     per_device_train_batch_size=BATCH_SIZE,
@@ -211,12 +217,6 @@ config = SFTConfig(
     seed=SEED,
     report_to="none",  # "tensorboard", "wandb", "swanlab", "trackio"
 )
-settings = {"DATA": DATA, "SYSTEM": SYSTEM, "MAX_LENGTH": MAX_LENGTH, "LOAD_IN_4BIT": LOAD_IN_4BIT}
-settings |= {"LORA_R": LORA_R, "LORA_ALPHA": LORA_ALPHA, "LEARNING_RATE": LEARNING_RATE, "SEED": SEED}
-settings |= {"BATCH_SIZE": BATCH_SIZE, "ACCUMULATION": ACCUMULATION, "EPOCHS": EPOCHS, "MAX_STEPS": MAX_STEPS}
-settings |= {"REPLAY_SHARE": REPLAY_SHARE, "EVAL_SHARE": EVAL_SHARE, "NEW_TOKENS": NEW_TOKENS}
-# A run with other settings or rows has another folder, so that RESUME never mixes two of them.
-config.output_dir += f"/checkpoints-{zlib.crc32(f'{MODEL}{settings}{train_rows}'.encode()):08x}"
 trainer = SFTTrainer(
     model=model,
     processing_class=tokenizer,

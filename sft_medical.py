@@ -18,7 +18,6 @@ import os
 os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # nothing about this machine is sent
 from unsloth import FastLanguageModel  # before trl, transformers and peft: importing it patches them
 
-# isort: split
 import gc
 import json
 import shutil
@@ -249,7 +248,8 @@ for method, size in RUNS:
         torch.cuda.empty_cache()
         model, tokenizer = load_model(loaded := method)
     config = SFTConfig(
-        output_dir=str(folder),
+        # A run with other settings or rows has another folder, so that RESUME never mixes two of them.
+        output_dir=f"{folder}/checkpoints-{zlib.crc32(f'{MODEL}{settings}{subset}'.encode()):08x}",
         max_length=MAX_LENGTH,
         dataset_num_proc=1,  # starting processes takes longer than tokenizing
         per_device_train_batch_size=BATCH_SIZE,
@@ -277,8 +277,6 @@ for method, size in RUNS:
         seed=SEED,
         report_to="none",  # "tensorboard", "wandb", "swanlab", "trackio"
     )
-    # A run with other settings or rows has another folder, so that RESUME never mixes two of them.
-    config.output_dir += f"/checkpoints-{zlib.crc32(f'{MODEL}{settings}{subset}'.encode()):08x}"
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,

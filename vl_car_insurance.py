@@ -18,7 +18,6 @@ import os
 os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # nothing about this machine is sent
 from unsloth import FastVisionModel, UnslothVisionDataCollator  # before trl, transformers and peft
 
-# isort: split
 import json
 import re
 import shutil
@@ -252,8 +251,16 @@ before = read_photos(eval_dataset)
 print("Before:", field_accuracy([text for text, _ in before], references))
 
 # %% Train
+settings = {"DATA": DATA, "MAX_PIXELS": MAX_PIXELS, "LOAD_IN_4BIT": LOAD_IN_4BIT, "SEED": SEED}
+settings |= {"LORA_R": LORA_R, "LORA_ALPHA": LORA_ALPHA, "LEARNING_RATE": LEARNING_RATE, "EPOCHS": EPOCHS}
+settings |= {"BATCH_SIZE": BATCH_SIZE, "ACCUMULATION": ACCUMULATION, "MAX_STEPS": MAX_STEPS}
+settings |= {"FINETUNE_VISION_LAYERS": FINETUNE_VISION_LAYERS, "NEW_TOKENS": NEW_TOKENS}
+settings |= {"FINETUNE_LANGUAGE_LAYERS": FINETUNE_LANGUAGE_LAYERS}
+settings |= {"FINETUNE_ATTENTION_MODULES": FINETUNE_ATTENTION_MODULES}
+settings |= {"FINETUNE_MLP_MODULES": FINETUNE_MLP_MODULES}
 config = SFTConfig(
-    output_dir=OUTPUT,
+    # A run with other settings or rows has another folder, so that RESUME never mixes two of them.
+    output_dir=f"{OUTPUT}/checkpoints-{zlib.crc32(f'{MODEL}{settings}{train_rows}'.encode()):08x}",
     max_length=None,  # never cut: a row that loses image tokens cannot be trained on
     remove_unused_columns=False,
     dataset_kwargs={"skip_prepare_dataset": True},
@@ -281,15 +288,6 @@ config = SFTConfig(
     seed=SEED,
     report_to="none",  # "tensorboard", "wandb", "swanlab", "trackio"
 )
-settings = {"DATA": DATA, "MAX_PIXELS": MAX_PIXELS, "LOAD_IN_4BIT": LOAD_IN_4BIT, "SEED": SEED}
-settings |= {"LORA_R": LORA_R, "LORA_ALPHA": LORA_ALPHA, "LEARNING_RATE": LEARNING_RATE, "EPOCHS": EPOCHS}
-settings |= {"BATCH_SIZE": BATCH_SIZE, "ACCUMULATION": ACCUMULATION, "MAX_STEPS": MAX_STEPS}
-settings |= {"FINETUNE_VISION_LAYERS": FINETUNE_VISION_LAYERS, "NEW_TOKENS": NEW_TOKENS}
-settings |= {"FINETUNE_LANGUAGE_LAYERS": FINETUNE_LANGUAGE_LAYERS}
-settings |= {"FINETUNE_ATTENTION_MODULES": FINETUNE_ATTENTION_MODULES}
-settings |= {"FINETUNE_MLP_MODULES": FINETUNE_MLP_MODULES}
-# A run with other settings or rows has another folder, so that RESUME never mixes two of them.
-config.output_dir += f"/checkpoints-{zlib.crc32(f'{MODEL}{settings}{train_rows}'.encode()):08x}"
 never = 10**6  # tokens: a row that is cut loses image tokens; MAX_PIXELS keeps rows short
 collator = UnslothVisionDataCollator(model, processor, never, resize="max", completion_only_loss=True)
 trainer = SFTTrainer(

@@ -18,7 +18,6 @@ import os
 os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # nothing about this machine is sent
 from unsloth import FastLanguageModel  # before trl, transformers and peft: importing it patches them
 
-# isort: split
 import json
 import random
 from pathlib import Path

@@ -17,7 +17,6 @@ import os
 os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # nothing about this machine is sent
 from unsloth import FastLanguageModel, UnslothTrainer, UnslothTrainingArguments  # before trl and transformers
 
-# isort: split
 import json
 from math import exp
 from pathlib import Path
