@@ -93,6 +93,8 @@ def test_published_peaks_of_a_batch(tool, four_bit, published):
         ("Llama-2-7B", 6.738),
         ("Qwen2.5-VL-3B", 3.755),
         ("Qwen2.5-VL-7B", 8.292),
+        ("Qwen3-VL-4B", 4.438),
+        ("Qwen3-VL-8B", 8.767),
         ("Gemma-3-4B", 4.3),
     ],
 )
@@ -166,6 +168,7 @@ def test_pictures(tool):
     config = tool.load_config("Qwen2.5-VL-3B")
     assert tool.picture(config, 448 * 320) == (731, 182) and tool.picture(config, 602_112) == (3072, 768)
     assert tool.picture(tool.load_config("Gemma-3-4B"), 448 * 320) == (4096, 256)
+    assert tool.picture(tool.load_config("Qwen3-VL-4B"), 602_112) == (2352, 588)  # a token is 32 x 32 pixels
     model = tool.load_shapes("Qwen2.5-VL-3B")
     assert tool.needed(model, 1, 512, 12) == math.inf  # shorter than the 768 tokens of its picture
     many = [sum(tool.memory_needed(model, True, 16, 2048, "unsloth", n).values()) for n in (0, 3072, 30720)]

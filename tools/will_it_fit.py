@@ -37,6 +37,8 @@ FIELDS = (
     "num_key_value_heads head_dim tie_word_embeddings"
 ).split()
 QWEN_EYE = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14}
+QWEN3_EYE = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "patch_size": 16}
+QWEN3_SMALL_EYE = {**QWEN3_EYE, "depth": 24, "hidden_size": 1024, "intermediate_size": 4096}
 SIGLIP = {"num_hidden_layers": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16}
 SIGLIP = {**SIGLIP, "image_size": 896, "patch_size": 14}
 PUBLISHED = {  # type, the values of FIELDS, the vision encoder: these work without a network
@@ -50,6 +52,8 @@ PUBLISHED = {  # type, the values of FIELDS, the vision encoder: these work with
     "Gemma-3-4B": ("gemma3", 262208, 2560, 10240, 34, 8, 4, 256, True, SIGLIP),
     "Qwen2.5-VL-3B": ("qwen2_5_vl", 151936, 2048, 11008, 36, 16, 2, 128, True, QWEN_EYE),
     "Qwen2.5-VL-7B": ("qwen2_5_vl", 152064, 3584, 18944, 28, 28, 4, 128, False, QWEN_EYE),
+    "Qwen3-VL-4B": ("qwen3_vl", 151936, 2560, 9728, 36, 32, 8, 128, True, QWEN3_SMALL_EYE),
+    "Qwen3-VL-8B": ("qwen3_vl", 151936, 4096, 12288, 36, 32, 8, 128, False, QWEN3_EYE),
 }
 
 
