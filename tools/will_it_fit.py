@@ -184,7 +184,8 @@ def memory_needed(model, four_bit, rank, tokens, checkpointing, patches=0, card=
 
     `tokens` and `patches` (of pictures) are those of a forward pass, `card` the GB of the GPU. A weight of
     the adapter takes 10 bytes (float32, gradient, 8-bit AdamW); rank 0 trains all weights, 4 bytes each
-    beside their own 2. Generating answers (Before, After, GRPO) is not counted: it may take more.
+    beside their own 2. Generating answers (Before, After, GRPO) is not counted: it may take more. Nor is that on
+    Windows and WSL PyTorch cannot give the layers' memory to the loss: that is up to an eighth of what is free.
     """
     if four_bit and not rank:
         raise ValueError("weights in 4 bit cannot be trained themselves: set RANK, or FOUR_BIT = False")
