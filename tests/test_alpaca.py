@@ -226,6 +226,7 @@ class Server(http.server.BaseHTTPRequestHandler):
         choice = {"message": {"content": f"{question} {asked['temperature']}"}, "finish_reason": "stop"}
         body = b"no json" if question == "break" else json.dumps({"choices": [choice]}).encode()
         self.send_response(200)
+        self.send_header("Content-Length", str(len(body) + 1000 * (question == "cut")))
         self.end_headers()
         self.wfile.write(body)
 
@@ -243,8 +244,9 @@ def test_a_judge_asks_a_server(functions, program):
     try:
         judge.ENDPOINT = f"http://127.0.0.1:{server.server_port}/v1/"
         assert judge.ask([{"role": "user", "content": "Two?"}]) == ("Two? 0", True)
-        with pytest.raises(ValueError, match="gives no answer"):
-            judge.ask([{"role": "user", "content": "break"}])
+        for question in ("break", "cut"):
+            with pytest.raises(ValueError, match="gives no answer"):
+                judge.ask([{"role": "user", "content": question}])
     finally:
         server.shutdown()
         server.server_close()

@@ -1,16 +1,21 @@
 """What a model read from a photo: the scores, and the sheets and the report that any text of a model must pass."""
 
+import ast
+import base64
+import http.server
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from io import BytesIO
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, constants_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openpyxl import load_workbook
@@ -405,3 +410,152 @@ def test_scores_are_kept_beside_what_the_script_wrote(program, tmp_path):
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["model"] == "unsloth/Qwen" and metrics["after"]["field_accuracy"] == pytest.approx(4 / 6)
     assert {"before", "difference"} <= metrics.keys()
+
+
+# %% A server that is asked
+@pytest.fixture
+def server(program, monkeypatch):
+    """A server at ENDPOINT: `asked` holds what it was sent, `reply` is (status, body, length that it claims)."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.server.asked.append((self.path, body))
+            status, text, length = self.server.reply
+            time.sleep(self.server.delay)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text) if length is None else length))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked, server.delay, server.reply = [], 0, (200, b"", None)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(program, "ENDPOINT", f"http://127.0.0.1:{server.server_port}/v1")
+    monkeypatch.setattr(program, "SERVED", "my-model")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def told(text, end="stop"):
+    """Return what a server replies that says text."""
+    body = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": end}]}
+    return 200, json.dumps(body).encode(), None
+
+
+def photo_in(part):
+    """Return the photo in a part of a message."""
+    kind, _, data = part["image_url"]["url"].partition(";base64,")
+    assert part["type"] == "image_url" and kind == "data:image/png"
+    return Image.open(BytesIO(base64.b64decode(data, validate=True)))
+
+
+def test_a_server_reads_the_photos(program, server, tmp_path):
+    """Its answers are scored beside the adapter's; it gets what was asked, and the photos upright in their order."""
+    folder = write_run(tmp_path / "run", ["{}", "{}", GOOD])
+    server.reply = told(f"```json\n{GOOD}\n```")
+    table = program.judge(folder)
+    assert [path for path, _ in server.asked] == ["/v1/chat/completions"] * 3
+    body = server.asked[1][1]
+    assert body["model"] == "my-model" and body["temperature"] == 0 and body["max_tokens"] == 160
+    (message,) = body["messages"]
+    *photos, asked = message["content"]
+    assert message["role"] == "user" and asked == {"type": "text", "text": "=读第1张"}
+    first, second = map(photo_in, photos)
+    assert (first.size, first.getpixel((5, 5))[2] > 120) == ((64, 48), True)
+    assert second.size == (48, 64), "it was taken with the camera on its side"
+    found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert found["exported"]["field_accuracy"] == pytest.approx(4 / 6)
+    assert found["after"]["field_accuracy"] == pytest.approx(4 / 18)
+    assert "exported" in table and f"{4 / 6:.3f}" in table
+    assert "Exported:" in (folder / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("size", [(1200, 900), (2400, 320), (448, 320), (896, 672), (1, 1)])
+def test_photos_are_sent_with_as_many_pixels_as_the_script_shows(program, tmp_path, size):
+    """Large ones are reduced and keep their form; small ones keep every pixel."""
+    pixels = np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    row = {"image": ["photo.png"], "input": "?"}
+    photo = photo_in(program.question(row, tmp_path)[0]["content"][0])
+    script = constants_of(ast.parse((ROOT / "vl_car_insurance.py").read_text(encoding="utf-8")))
+    limit = ast.literal_eval(script["MAX_PIXELS"])
+    assert limit == program.MAX_PIXELS
+    assert photo.width * photo.height <= limit
+    if size[0] * size[1] <= limit:
+        assert np.array_equal(np.asarray(photo), pixels)
+    else:
+        assert photo.width * photo.height > 0.99 * limit
+        assert photo.width / photo.height == pytest.approx(size[0] / size[1], rel=0.01)
+
+
+REPLIES = {
+    "an error": (500, b'{"error": "secret-token"}', None),
+    "a wrong name": (404, b"not here", None),
+    "no JSON": (200, b"<html>", None),
+    "no choice": (200, b'{"choices": []}', None),
+    "no choices": (200, b'{"choices": null}', None),
+    "a list": (200, b"[]", None),
+    "a choice of another form": (200, b'{"choices": ["x"]}', None),
+    "half of it": (200, b'{"choices": [{"message"', 500),
+    "nothing": (200, b"", None),
+}
+
+
+@pytest.mark.parametrize("reply", REPLIES.values(), ids=REPLIES)
+def test_a_server_that_fails_is_one_line(program, server, tmp_path, reply):
+    folder = write_run(tmp_path / "run", [GOOD] * 2)
+    server.reply = reply
+    with pytest.raises(ValueError, match="gives no answer.*start the server, or empty ENDPOINT") as failed:
+        program.judge(folder)
+    said = str(failed.value)
+    assert len(said.splitlines()) == 1 and "base64" not in said and "secret" not in said
+    assert not (folder / "metrics.json").exists() and not (folder / "report.md").exists()
+
+
+def test_a_server_that_says_nothing_or_is_not_there(program, server, tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "run", [GOOD])
+    server.reply = told(None)
+    program.judge(folder)
+    assert json.loads((folder / "metrics.json").read_text())["exported"]["json_rate"] == 0
+    server.delay = 1
+    monkeypatch.setattr(program, "urlopen", lambda request, timeout: urlopen(request, timeout=timeout / 2000))
+    with pytest.raises(ValueError, match="gives no answer.*timed out"):
+        program.judge(folder)
+    monkeypatch.setattr(program, "ENDPOINT", "http://127.0.0.1:1/v1")
+    with pytest.raises(ValueError, match="gives no answer"):
+        program.judge(folder)
+
+
+@pytest.mark.parametrize("name", ["nothing.jpg", "answers.jsonl"])
+def test_a_lost_photo_is_not_asked_about(program, server, tmp_path, name):
+    """A server would answer without it, and the answer would be scored."""
+    folder = write_run(tmp_path / "run", [GOOD], names=["one.jpg", name])
+    server.reply = told(GOOD)
+    with pytest.raises(ValueError, match=name):
+        program.judge(folder)
+    assert server.asked == []
+
+
+# %% Two bases
+def test_two_bases_are_compared_as_before_and_after_are(program, tmp_path):
+    """The same numbers as in metrics.json; rows of one run only are said, rows that occur twice are used once."""
+    full = json.dumps({**ANSWER, "VIN": "L" * 17, "=1+1": "x"}, ensure_ascii=False)
+    first = write_run(tmp_path / "qwen2.5-vl", [GOOD, "{}"] * 8 + [GOOD] * 2)
+    second = write_run(tmp_path / "qwen3-vl", [full, GOOD] * 8)
+    references = [row["reference"] for row in program.read_answers(second)]
+    wanted = program.compared([GOOD, "{}"] * 8, [full, GOOD] * 8, references)
+    done = run(first, second)
+    said = done.stdout.decode()
+    assert done.returncode == 0 and program.table_of(wanted, (first, second)) in said
+    assert wanted["difference"]["field_accuracy"]["p"] < 0.05 and f"{first}: 2 of 18 rows" in said
+    assert f"{second}:" not in said
+    lines = (first / "answers.jsonl").read_text(encoding="utf-8")
+    (first / "answers.jsonl").write_text(lines + lines, encoding="utf-8")
+    assert len(program.pair(program.read_answers(first), program.read_answers(second))) == 16
+    done = run(first, second, first)
+    assert done.returncode == 1 and b"Traceback" not in done.stderr and b"two" in done.stderr

@@ -525,9 +525,11 @@ def converter(request):
     return cache / "llama.cpp"
 
 
-QUANTIZE = """#!/bin/sh
+FAILING = """#!/bin/sh
 if test "$1" = --help; then echo usage: llama-quantize; exit; fi
-exec cp "$1" "$2"
+echo half > "$2"
+echo no space left on this device >&2
+exit 1
 """
 
 
@@ -537,20 +539,28 @@ def llama_cpp(converter, tmp_path_factory):
 
     llama.cpp recognises a tokenizer by a hash of its output and refuses others. The tiny one splits text by
     Qwen2.5's own pattern and differs in its vocabulary, so here an unknown hash means "qwen2". No wheel holds
-    llama-quantize; where a clone has not built it, copying stands in for it, so that q4_k_m and its like stay
-    untested.
+    llama-quantize; where a clone has not built it, Unsloth finds one that says that it fails.
     """
     folder = tmp_path_factory.mktemp("llama") / "llama.cpp"
-    shutil.copytree(converter, folder, ignore=shutil.ignore_patterns(".git", "models", "tests"))
+    shutil.copytree(converter, folder, ignore=shutil.ignore_patterns(".git", "models", "tests", "build"))
+    for built in converter.glob("build/bin/llama-quantize"):
+        shutil.copy(built, folder)
     base = folder / "conversion" / "base.py"
     text = base.read_text(encoding="utf-8")
     assert text.count("        res = None\n") == 1
     base.write_text(text.replace("        res = None\n", '        res = "qwen2"\n'), encoding="utf-8")
     (folder / "UNSLOTH_PREBUILT_INFO.json").write_text("{}", encoding="utf-8")
     if not (folder / "llama-quantize").exists():
-        (folder / "llama-quantize").write_text(QUANTIZE)
+        (folder / "llama-quantize").write_text(FAILING)
         (folder / "llama-quantize").chmod(0o755)
     return folder
+
+
+def export_with(llama_cpp, folder, *kinds) -> subprocess.CompletedProcess:
+    """Run the program itself, with that copy of llama.cpp."""
+    changed = {"UNSLOTH_LLAMA_CPP_PATH": str(llama_cpp), "UNSLOTH_AUTO_INSTALL": "0", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / TOOL), str(folder), *kinds]
+    return subprocess.run(command, env=os.environ | changed, capture_output=True, text=True, encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -559,9 +569,7 @@ def gguf(trained, llama_cpp, tmp_path_factory):
     pytest.importorskip("xllamacpp", reason="llama.cpp itself: xllamacpp is not installed")
     folder = tmp_path_factory.mktemp("gguf") / "my-run"
     shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("merged_16bit", "gguf"))
-    changed = {"UNSLOTH_LLAMA_CPP_PATH": str(llama_cpp), "UNSLOTH_AUTO_INSTALL": "0", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / TOOL), str(folder), "merged", "q8_0"]
-    done = subprocess.run(command, env=os.environ | changed, capture_output=True, text=True, encoding="utf-8")
+    done = export_with(llama_cpp, folder, "merged", "q8_0")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout, folder
 
@@ -578,6 +586,58 @@ def test_llama_cpp_answers_as_the_adapter(gguf, rows, tool):
     assert not [row for row in made if "<|im_" in row["exported"]]
     assert result["chrf"]["low"] <= result["chrf"]["value"] <= result["chrf"]["high"]
     assert "q8_0: " in printed and "UNSLOTH_AUTO_INSTALL=0" in printed
+
+
+def test_q4_k_m(gguf, llama_cpp, trained, tmp_path):
+    """Smaller than 8 bits, read by llama.cpp, no worse by more than chance, and the Modelfile names it.
+
+    The tiny model's rows of 192 weights are no multiple of 256, so that 36 of its 74 matrices become 5- and 8-bit
+    blocks instead (6.5 bits a weight on the whole); rows of 512 get the 4- and 6-bit blocks that the name promises.
+    """
+    if (llama_cpp / "llama-quantize").read_bytes()[:2] == b"#!":
+        built = "cmake -B build && cmake --build build --target llama-quantize"
+        pytest.skip(f"no package holds llama-quantize: LLAMA_CPP may name a clone of llama.cpp after {built}")
+    folder = tmp_path / "my-run"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("merged_16bit", "gguf"))
+    done = export_with(llama_cpp, folder, "q4_k_m")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert [path.name for path in (folder / "gguf").glob("*.gguf")] == ["model.Q4_K_M.gguf"]
+    size = (folder / "gguf" / "model.Q4_K_M.gguf").stat().st_size
+    assert size < 0.8 * (gguf[1] / "gguf" / "model.Q8_0.gguf").stat().st_size
+    assert "converting to q4_K" in done.stdout and "fallback" in done.stdout
+    result = json.loads((folder / "metrics.json").read_text())["parity"]["q4_k_m"]
+    assert result["rows"] == 12 and result["otherwise"] == 0 and 0 < result["identical"] < 1
+    assert "FROM ./model.Q4_K_M.gguf" in (folder / "gguf" / "Modelfile").read_text(encoding="utf-8")
+
+
+def test_a_failing_quantization_leaves_nothing_half(tool, llama_cpp, merged, tmp_path, monkeypatch, capfd):
+    """No file of that name and no 16-bit one beside it; the reason is printed, and what to do is said."""
+    shutil.copytree(llama_cpp, tmp_path / "llama.cpp")
+    (tmp_path / "llama.cpp" / "llama-quantize").write_text(FAILING)
+    monkeypatch.setenv("UNSLOTH_LLAMA_CPP_PATH", str(tmp_path / "llama.cpp"))
+    monkeypatch.setenv("UNSLOTH_AUTO_INSTALL", "0")
+    with pytest.raises(ValueError, match="GGUF failed.*(?s:.*)--target llama-quantize"):
+        tool.convert(merged, "q4_k_m", tmp_path / "gguf" / "model.Q4_K_M.gguf")
+    assert "no space left on this device" in "".join(capfd.readouterr())
+    assert not list(tmp_path.rglob("*.gguf"))
+
+
+@pytest.mark.parametrize("kind", ["bf16", "q8_0", "q6_k", "q4_k_m"])
+def test_what_is_missing_is_said_with_the_remedy(tool, merged, tmp_path, monkeypatch, kind):
+    """16 and 8 bits need the converter only; the others llama-quantize, which has to be built."""
+    monkeypatch.setattr(tool, "CONVERT", "raise SystemExit(1)")
+    target = tmp_path / "gguf" / f"model.{kind.upper()}.gguf"
+    with pytest.raises(ValueError, match="complete; by hand") as failed:
+        tool.convert(merged, kind, target)
+    commands = [line.split() for line in re.findall(r"(?m)^  (.+)$", str(failed.value))]
+    if kind in ("bf16", "q8_0"):
+        assert [command[0] for command in commands] == ["python"]
+        assert commands[0][-4:] == ["--outfile", str(target), "--outtype", kind]
+    else:
+        assert [command[0] for command in commands] == ["python", "llama-quantize", "cmake"]
+        plain = commands[0][commands[0].index("--outfile") + 1]
+        assert commands[1][1:] == [plain, str(target), kind] and plain != str(target)
+        assert "UNSLOTH_LLAMA_CPP_PATH" in str(failed.value)
 
 
 def test_the_modelfile_words_prompts_as_the_model_knows_them(gguf, rows, tool):
@@ -634,7 +694,7 @@ def wrong(merged, llama_cpp, tmp_path_factory, tool):
             tool.convert(folder / "merged_16bit", "q8_0", file)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{llama_cpp}:{os.environ['PATH']}"}
     commands = re.findall(r"(?m)^  (.+)$", str(failed.value))
-    assert [command.split()[0] for command in commands] == ["python", "llama-quantize"]
+    assert [command.split()[0] for command in commands] == ["python"]
     for command in commands:
         done = subprocess.run(command.split(), cwd=llama_cpp, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, command + done.stderr[-2000:]

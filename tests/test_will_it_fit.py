@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -11,8 +12,11 @@ from conftest import ROOT
 
 TOOL = "tools/will_it_fit.py"
 
-# LLaMA-2-7B, 4 bit, r = 8 on all linear layers, batch 1, Unsloth of 2024 on an A100: context length -> whole GB.
+# LLaMA-2-7B, 4 bit, r = 8 on all linear layers, batch 1, Unsloth of April 2024 on an A100: context length -> whole GB.
 PUBLISHED = {1024: 5, 2048: 6, 4096: 7, 8192: 8, 16384: 10, 32768: 16, 65536: 25, 100000: 37}
+
+# Llama-3.1-8B, 4 bit, r = 32 on all linear layers, batch 1: the longest row by Unsloth's documentation -> GB of the card.
+LONGEST = {2972: 8, 21848: 12, 40724: 16, 78475: 24}
 
 # Models, tokens and patches of a forward pass -> GB reserved on an NVIDIA H200 and 0.5 for CUDA, QLoRA r = 16.
 MEASURED = {
@@ -35,29 +39,46 @@ def tool(functions):
 @pytest.mark.parametrize("name,tokens,patches,measured", MEASURED.values(), ids=MEASURED)
 def test_measured_peaks(tool, name, tokens, patches, measured):
     parts = tool.memory_needed(tool.load_shapes(name), True, 16, tokens, "unsloth", patches, card=141)
-    assert sum(parts.values()) == pytest.approx(measured, abs=0.5), parts
+    assert sum(parts.values()) == pytest.approx(measured, rel=0.04), parts
+
+
+@pytest.mark.parametrize("tokens,card", LONGEST.items())
+def test_the_longest_rows_fill_their_cards(tool, tokens, card):
+    """The same parts for today's Unsloth, which computes the loss in pieces."""
+    parts = tool.memory_needed(tool.load_shapes("Llama-3.1-8B"), True, 32, tokens, "unsloth", card=card)
+    assert sum(parts.values()) == pytest.approx(card, rel=0.1), parts
+
+
+def gigabytes_of_2024(tool, four_bit, tokens):
+    """Return the GB of Unsloth of April 2024 under LLaMA-Factory, from the same weights and the same layer at work.
+
+    What was published then is no peak of today's: all logits were there at once, in 16 bit and, made by accelerate's
+    mixed precision, in 32 bit, 6 bytes each, which is more than half of what a token takes. They stand beside
+    what the layers have used: PyTorch gives the pieces of one large request to smaller ones, and does not join them
+    for larger ones where its segments do not expand. (That they did not is read off the points, not known.) Inputs of
+    layers were in RAM but for the one at work, without buffers; AdamW kept 8 bytes a weight of the adapter, not 2.
+    """
+    model = tool.load_shapes("Llama-2-7B")
+    text = model.config
+    layer = text.hidden_size + tool.working(*[text.hidden_size] * 3, text.intermediate_size, True)
+    stored = tool.weight_bytes(model, four_bit) + 16 * tool.adapter_size(model, 8) + 5e8
+    return (stored + (2 * layer + 6 * text.vocab_size) * tokens) / 1e9
 
 
 @pytest.mark.parametrize("tokens,published", PUBLISHED.items())
 def test_published_peaks(tool, tokens, published):
-    """Within 10% or 0.5 GB up to 8,192 tokens, more than a 12 GB card trains; longer rows lie between the two modes.
-
-    It is not published which of them was used, nor in how many pieces the loss was computed.
-    """
-    model = tool.load_shapes("Llama-2-7B")
-    kept, offloaded = (
-        sum(tool.memory_needed(model, True, 8, tokens, mode, card=80).values()) for mode in (True, "unsloth")
-    )
-    if tokens <= 8192:
-        assert kept == pytest.approx(published, rel=0.1, abs=0.51)
-    else:
-        assert offloaded < published < kept < 1.25 * published
+    """Within 10% or 0.5 GB, by what was stored then; today it is less."""
+    then = gigabytes_of_2024(tool, True, tokens)
+    assert then == pytest.approx(published, rel=0.1, abs=0.5)
+    parts = tool.memory_needed(tool.load_shapes("Llama-2-7B"), True, 8, tokens, "unsloth", card=80)
+    assert sum(parts.values()) < then
 
 
 @pytest.mark.parametrize("four_bit,published", [(True, 7), (False, 16)])
 def test_published_peaks_of_a_batch(tool, four_bit, published):
     parts = tool.memory_needed(tool.load_shapes("Llama-2-7B"), four_bit, 8, 4 * 1024, True, card=80)
     assert sum(parts.values()) == pytest.approx(published, rel=0.1)
+    assert gigabytes_of_2024(tool, four_bit, 4 * 1024) == pytest.approx(published, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +93,8 @@ def test_published_peaks_of_a_batch(tool, four_bit, published):
         ("Llama-2-7B", 6.738),
         ("Qwen2.5-VL-3B", 3.755),
         ("Qwen2.5-VL-7B", 8.292),
+        ("Qwen3-VL-4B", 4.438),
+        ("Qwen3-VL-8B", 8.767),
         ("Gemma-3-4B", 4.3),
     ],
 )
@@ -145,10 +168,23 @@ def test_pictures(tool):
     config = tool.load_config("Qwen2.5-VL-3B")
     assert tool.picture(config, 448 * 320) == (731, 182) and tool.picture(config, 602_112) == (3072, 768)
     assert tool.picture(tool.load_config("Gemma-3-4B"), 448 * 320) == (4096, 256)
+    assert tool.picture(tool.load_config("Qwen3-VL-4B"), 602_112) == (2352, 588)  # a token is 32 x 32 pixels
     model = tool.load_shapes("Qwen2.5-VL-3B")
     assert tool.needed(model, 1, 512, 12) == math.inf  # shorter than the 768 tokens of its picture
     many = [sum(tool.memory_needed(model, True, 16, 2048, "unsloth", n).values()) for n in (0, 3072, 30720)]
     assert many[0] <= many[1] < many[2]
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_the_readme_says_what_the_program_says(tool, readme):
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    rows = re.findall(r"\| (\d+) GB[^|]*\| (Qwen[\w.-]+)[^|]* \| (\d+)[^|]* \| ([\d.]+) \|", text)
+    assert len(rows) == 7
+    for card, name, batch, said in rows:
+        size = tool.needed(tool.load_shapes(name), int(batch), 2048, int(card))
+        assert float(said) == pytest.approx(size, abs=0.06) and size < int(card), name
+    parts = tool.memory_needed(tool.load_shapes("Qwen2.5-7B"), True, 16, 2 * 1960, "unsloth", card=12)
+    assert float(re.search(r"7\.7 GB\D+([\d.]+)", text)[1]) == pytest.approx(sum(parts.values()), abs=0.06)
 
 
 def run(*models):

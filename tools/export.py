@@ -43,7 +43,9 @@ from transformers import (
 # %% Settings
 OUTPUT = "outputs/gongwen"  # or the first argument
 KINDS = ["merged"]  # or the other arguments, of these and GGUF
-GGUF = ["bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]  # 16, 8.5, 6.6, 5.7 and 4.9 bits a weight
+# 16, 8.5, 6.6, 5.7 and 4.9 bits a weight; where rows are no multiple of 256 long, the last three take up to 8.5
+GGUF = ["bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
+DIRECT = ["bf16", "q8_0"]  # of these what llama.cpp's converter writes itself; the others need llama-quantize
 BASE = None  # the 16-bit base, a folder or a name on the hub; None: what adapter_config.json says
 BATCH = 8  # prompts that the merged model answers at once. Out of memory: 1
 NEW_TOKENS = 512  # longest answer, if metrics.json does not say
@@ -52,14 +54,15 @@ CONVERT = """
 import sys, unsloth
 from pathlib import Path
 from unsloth_zoo.llama_cpp import convert_to_gguf, install_llama_cpp, quantize_gguf
-merged, target, kind = sys.argv[1:]
+merged, target, kind, direct = sys.argv[1:]
 quantizer, converter = install_llama_cpp()
-direct = kind if kind in ("bf16", "q8_0") else "bf16"  # what the converter itself can write
 stem = str(Path(target).with_name("model" if direct == kind else "unquantized"))
 files, _ = convert_to_gguf(stem, merged, "bfloat16", direct, converter_location=converter)
 if direct != kind:
-    quantize_gguf(files[0], target, kind, quantizer_location=quantizer)
-    Path(files[0]).unlink()
+    try:
+        quantize_gguf(files[0], target, kind, quantizer_location=quantizer)
+    finally:
+        Path(files[0]).unlink()
 """  # in a process of its own: importing Unsloth changes transformers
 
 
@@ -196,14 +199,21 @@ def convert(merged: Path, kind: str, target: Path) -> None:
     target.parent.mkdir(exist_ok=True)
     target.unlink(missing_ok=True)
     environment = {"UNSLOTH_DISABLE_STATISTICS": "1", **os.environ}
-    command = [sys.executable, "-c", CONVERT, str(merged), str(target), kind]
+    direct = kind if kind in DIRECT else "bf16"
+    command = [sys.executable, "-c", CONVERT, str(merged), str(target), kind, direct]
     if subprocess.run(command, env=environment).returncode or not target.exists():
-        plain = target.with_name("model.BF16.gguf")
-        raise ValueError(
+        target.unlink(missing_ok=True)  # half of one
+        plain = target if kind in DIRECT else target.with_name("model.BF16.gguf")
+        failed = (
             f"GGUF failed, the reason stands above. {merged} is complete; by hand, in a clone of llama.cpp:\n"
-            f"  python convert_hf_to_gguf.py {merged} --outfile {plain} --outtype bf16\n"
-            f"  llama-quantize {plain} {target} {kind}"
         )
+        failed += f"  python convert_hf_to_gguf.py {merged} --outfile {plain} --outtype {direct}"
+        if kind not in DIRECT:
+            failed += f"\n  llama-quantize {plain} {target} {kind}\n"
+            failed += "No package of Python's holds llama-quantize. With a C++ compiler, in that clone:\n"
+            failed += "  cmake -B build && cmake --build build --target llama-quantize && cp build/bin/llama-quantize .\n"
+            failed += "Then UNSLOTH_LLAMA_CPP_PATH=CLONE lets this program use it. Without a compiler: q8_0, by hand."
+        raise ValueError(failed)
 
 
 def start_server(file: Path, tokens: int):

@@ -3,8 +3,8 @@
 # Will it fit? GPU memory of a fine-tuning run, before anything is loaded
 
 Predicts the peak of training with Unsloth from the dimensions of a model: by part, as a table over batch and
-length, and what fits cards of 8, 12, 16 and 24 GB. It counts what is stored; no constant is fitted. An NVIDIA
-H200 took 3 to 4% more for short rows; beyond 16,000 tokens in a pass expect up to 20% more.
+length, and what fits cards of 8, 12, 16 and 24 GB. It counts what is stored; no constant is fitted. What was
+measured is 1 to 4% more on an NVIDIA H200, and 1 to 9% more for the longest rows that Unsloth says fit such cards.
 
 Run:    `uv run tools/will_it_fit.py`, or `uv run tools/will_it_fit.py Qwen3-8B path/to/folder owner/name`
 Data:   a name that holds one of PUBLISHED, a folder with config.json, or a name on the hub (config.json only)
@@ -37,6 +37,8 @@ FIELDS = (
     "num_key_value_heads head_dim tie_word_embeddings"
 ).split()
 QWEN_EYE = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14}
+QWEN3_EYE = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "patch_size": 16}
+QWEN3_SMALL_EYE = {**QWEN3_EYE, "depth": 24, "hidden_size": 1024, "intermediate_size": 4096}
 SIGLIP = {"num_hidden_layers": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16}
 SIGLIP = {**SIGLIP, "image_size": 896, "patch_size": 14}
 PUBLISHED = {  # type, the values of FIELDS, the vision encoder: these work without a network
@@ -50,6 +52,8 @@ PUBLISHED = {  # type, the values of FIELDS, the vision encoder: these work with
     "Gemma-3-4B": ("gemma3", 262208, 2560, 10240, 34, 8, 4, 256, True, SIGLIP),
     "Qwen2.5-VL-3B": ("qwen2_5_vl", 151936, 2048, 11008, 36, 16, 2, 128, True, QWEN_EYE),
     "Qwen2.5-VL-7B": ("qwen2_5_vl", 152064, 3584, 18944, 28, 28, 4, 128, False, QWEN_EYE),
+    "Qwen3-VL-4B": ("qwen3_vl", 151936, 2560, 9728, 36, 32, 8, 128, True, QWEN3_SMALL_EYE),
+    "Qwen3-VL-8B": ("qwen3_vl", 151936, 4096, 12288, 36, 32, 8, 128, False, QWEN3_EYE),
 }
 
 
@@ -111,12 +115,16 @@ def allocated(size: float) -> float:
 
 
 def weight_bytes(model, four_bit: bool) -> float:
-    """Return the bytes of the weights, and of the buffer in which Unsloth unpacks a 4-bit layer to 16 bit."""
+    """Return the bytes of the weights, and of the buffers in which 4-bit layers are unpacked to 16 bit.
+
+    Unsloth's text kernels keep one, of the largest layer, and in the backward pass unpack gate and up into another.
+    """
     linear = {name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)}
     four = {f"{name}.weight" for name in linear if four_bit and not is_sixteen_bit(name, model.config)}
     sizes = {name: weight.numel() for name, weight in model.named_parameters()}
     stored = sum(allocated(size * (NF4 if name in four else 2)) for name, size in sizes.items())
-    return stored + allocated(2 * max((sizes[name] for name in four), default=0))
+    buffers = 1 if hasattr(model.config, "vision_config") else 2
+    return stored + buffers * allocated(2 * max((sizes[name] for name in four), default=0))
 
 
 def adapter_size(model, rank: int) -> int:
@@ -133,10 +141,11 @@ def working(hidden: int, queries: int, keys: int, inner: int, fused: bool) -> in
 
     Five of the hidden size (two normed inputs, the sum between, the output, its gradient), queries and
     what attention returns, keys and values, gate, up and a gradient. Unsloth's kernels for text models work
-    in place; without them rotated queries and keys, the activated gate and its product with up are kept.
+    in place, and xformers gets keys and values once for each query head. Without them rotated queries and
+    keys, the activated gate and its product with up are kept.
     """
     if fused:
-        return 5 * hidden + 2 * queries + 2 * keys + 3 * inner
+        return 5 * hidden + 4 * queries + 3 * inner
     return 5 * hidden + 3 * queries + 3 * keys + 5 * inner
 
 
@@ -175,7 +184,8 @@ def memory_needed(model, four_bit, rank, tokens, checkpointing, patches=0, card=
 
     `tokens` and `patches` (of pictures) are those of a forward pass, `card` the GB of the GPU. A weight of
     the adapter takes 10 bytes (float32, gradient, 8-bit AdamW); rank 0 trains all weights, 4 bytes each
-    beside their own 2. Generating answers (Before, After, GRPO) is not counted: it may take more.
+    beside their own 2. Generating answers (Before, After, GRPO) is not counted: it may take more. Nor is that on
+    Windows and WSL PyTorch cannot give the layers' memory to the loss: that is up to an eighth of what is free.
     """
     if four_bit and not rank:
         raise ValueError("weights in 4 bit cannot be trained themselves: set RANK, or FOUR_BIT = False")

@@ -13,14 +13,17 @@ Writes: OUTPUT/contact_sheet.png, predictions.xlsx, report.md, and the scores in
 """
 
 # %% Imports
+import base64
 import json
 import math
 import re
 import sys
 import unicodedata
+from http.client import HTTPException
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pandas as pd
@@ -34,6 +37,10 @@ from scipy import stats
 # %% Settings
 SHOWN = 16  # rows on the contact sheet
 SAMPLES = 3  # rows in the report
+ENDPOINT = ""  # "http://127.0.0.1:8080/v1": this server reads the photos, too, as the column exported
+SERVED = ""  # the model's name there, for servers that hold several
+MAX_TOKENS = 160  # of such an answer
+MAX_PIXELS = 602_112  # of a photo that is sent there: as many as vl_car_insurance.py shows its model
 FONTS = (
     "Noto Sans CJK SC",
     "Microsoft YaHei",
@@ -185,19 +192,60 @@ def read_answers(path: Path) -> list[dict]:
     return rows
 
 
+def find_photo(name: str, folder: Path) -> Image.Image:
+    """Return a photo that is here, in the run's folder or beside this program: upright, without transparency."""
+    places = [place / name for place in (Path(), folder, Path(__file__).parent)]
+    photo = Image.open(next(place for place in places if place.is_file()))
+    return ImageOps.exif_transpose(photo).convert("RGB")
+
+
 def photo_strip(names: list[str], folder: Path, height: int) -> Image.Image:
     """Return the photos of a row side by side, upright; a grey one stands for a file that cannot be read."""
     photos = []
     for name in names or [""]:
         try:
-            places = [place / name for place in (Path(), folder, Path(__file__).parent)]
-            photo = Image.open(next(place for place in places if place.is_file()))
-            photo = ImageOps.exif_transpose(photo).convert("RGB")
+            photo = find_photo(name, folder)
             photos.append(photo.resize((max(1, round(height * photo.width / photo.height)), height)))
         except Exception as error:  # no such file, or one that Pillow cannot read
             say(f"{fit(name, 80)}: a photo that is not shown ({type(error).__name__})")
             photos.append(Image.new("RGB", (height, height), "lightgrey"))
     return Image.fromarray(np.hstack(photos))
+
+
+# %% Ask
+def question(row: dict, folder: Path) -> list[dict]:
+    """Return what a row asks in OpenAI's form: its photos, of at most MAX_PIXELS, as data: URIs, and its text.
+
+    ValueError names a photo that cannot be read: an answer without it would say nothing.
+    """
+    content = []
+    for name in row["image"]:
+        try:
+            photo, file = find_photo(name, folder), BytesIO()
+        except Exception as error:  # no such file, or one that Pillow cannot read
+            reason = f"{type(error).__name__}: put it back, or empty ENDPOINT"
+            raise ValueError(f"{fit(name, 80)}: a photo that cannot be sent ({reason})") from None
+        scale = min(1, math.sqrt(MAX_PIXELS / (photo.width * photo.height)))
+        photo = photo.resize([max(1, int(scale * side)) for side in photo.size])
+        photo.save(file, "PNG")
+        url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        content.append({"type": "image_url", "image_url": {"url": url}})
+    return [{"role": "user", "content": [*content, {"type": "text", "text": str(row.get("input") or "")}]}]
+
+
+def ask(messages: list[dict]) -> tuple[str, bool]:
+    """Return the greedy answer of the server at ENDPOINT and whether it ended by itself; ValueError without one."""
+    body = {"model": SERVED, "messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS}
+    address = f"{ENDPOINT.rstrip('/')}/chat/completions"
+    request = Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urlopen(request, timeout=600) as reply:
+            choice = json.load(reply)["choices"][0]
+            return choice["message"]["content"] or "", choice.get("finish_reason") == "stop"
+    except (OSError, HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{ENDPOINT} gives no answer ({error}): start the server, or empty ENDPOINT"
+        ) from None
 
 
 # %% Show
@@ -328,11 +376,14 @@ def judge(output: Path) -> str:
         raise ValueError(f"{path} is damaged ({error}): delete it, and the answers are scored anew") from None
     if not {"before", "after", "difference"} <= metrics.keys():
         metrics |= compared([row.get("before") for row in rows], after, references)
-        path.write_text(json.dumps(metrics, ensure_ascii=False, indent=2), encoding="utf-8")
     table = table_of(metrics)
+    for row in rows if ENDPOINT else []:
+        row["exported"], row["exported_ended"] = ask(question(row, output))
     if all("exported" in row for row in rows):
         exported = compared(after, [row["exported"] for row in rows], references)
+        metrics["exported"] = exported["after"]
         table += "\n" + table_of(exported, ("adapter", "exported"))
+    path.write_text(json.dumps(metrics, ensure_ascii=False, indent=2), encoding="utf-8")
     contact_sheet(rows[:SHOWN], output, output / "contact_sheet.png")
     save_predictions(rows, output, output / "predictions.xlsx")
     write_report(metrics, table, rows, output / "report.md")
@@ -340,13 +391,15 @@ def judge(output: Path) -> str:
 
 
 def pair(first: list[dict], second: list[dict]) -> list[tuple[dict, dict]]:
-    """Return the rows that both have: the same photos (by file name), question and reference."""
+    """Return the rows that both have, each once: the same photos (by file name), question and reference."""
 
     def key(row: dict) -> str:
         return json.dumps([[Path(name).name for name in row["image"]], row.get("input"), row["reference"]])
 
-    known = {key(row): row for row in second}
-    return [(row, known[key(row)]) for row in first if key(row) in known]
+    known = {}
+    for row in reversed(second):
+        known.setdefault(key(row), []).append(row)
+    return [(row, known[key(row)].pop()) for row in first if known.get(key(row))]
 
 
 # %% Run
@@ -356,9 +409,16 @@ try:
         say(judge(outputs[0]))
         say(f"Saved in {outputs[0]}: report.md, contact_sheet.png, predictions.xlsx")
     else:
-        pairs = pair(read_answers(outputs[0]), read_answers(outputs[1]))
+        if len(outputs) > 2:
+            raise ValueError(f"{len(outputs)} folders: name one to judge it, or two to compare them")
+        runs = [read_answers(output) for output in outputs]
+        pairs = pair(*runs)
         if not pairs:
             raise ValueError(f"{outputs[0]} and {outputs[1]} have no row in common")
+        for output, rows in zip(outputs, runs):
+            if len(rows) > len(pairs):
+                lonely = "left out: the other run has no such photo with this question and reference"
+                say(f"{output}: {len(rows) - len(pairs)} of {len(rows)} rows {lonely}")
         first, second = ([row["after"] for row in rows] for rows in zip(*pairs))
         metrics = compared(first, second, [row["reference"] for row, _ in pairs])
         say(table_of(metrics, outputs))

@@ -20,6 +20,7 @@ import sys
 from collections import Counter, defaultdict
 from datetime import date
 from functools import cache, lru_cache
+from http.client import HTTPException
 from itertools import combinations, groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -1130,7 +1131,7 @@ def ask(messages: list[dict]) -> tuple[str, bool]:
         with urlopen(request, timeout=600) as reply:
             choice = json.load(reply)["choices"][0]
             return choice["message"]["content"] or "", choice.get("finish_reason") == "stop"
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (OSError, HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{ENDPOINT} gives no answer ({error}): start the server, or empty ENDPOINT"
         ) from None

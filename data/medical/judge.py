@@ -19,6 +19,7 @@ import json
 import re
 import sys
 import unicodedata
+from http.client import HTTPException
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.request import Request, urlopen
@@ -533,7 +534,7 @@ def ask(messages: list[dict]) -> tuple[str, bool]:
         with urlopen(request, timeout=600) as reply:
             choice = json.load(reply)["choices"][0]
             return choice["message"]["content"] or "", choice.get("finish_reason") == "stop"
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (OSError, HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{ENDPOINT} gives no answer ({error}): start the server, or empty ENDPOINT"
         ) from None
