@@ -102,12 +102,12 @@ def usable(row: dict) -> bool:
 
 def read_rows(source: str) -> list[dict]:
     """Return the usable rows of a JSON or JSONL file, or of a data set on the hub."""
-    local = source.endswith((".json", ".jsonl"))
     try:
-        dataset = (load_dataset("json", data_files=source) if local else load_dataset(source))["train"]
+        parts = load_dataset("json", data_files=source) if Path(source).is_file() else load_dataset(source)
+        dataset = parts["train"].shuffle(seed=SEED).to_list()
     except Exception as error:  # of many kinds, whose own text often says neither file nor reason
         raise SystemExit(f"{source} cannot be read: {error.__cause__ or error}") from error
-    rows = [row for row in dataset.shuffle(seed=SEED) if usable(row)]
+    rows = [row for row in dataset if usable(row)]
     print(f"{source}: {len(rows)} of {len(dataset)} rows are complete and short enough")
     return rows
 

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -10,9 +11,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 TINY = ROOT / "data" / "tiny-qwen2.5"
 
@@ -52,6 +54,61 @@ def test_system_and_history_are_used(alpaca):
         {"role": "assistant", "content": "Linen."},
         {"role": "user", "content": "And in winter?"},
     ]
+
+
+@given(
+    st.lists(st.text(max_size=600), min_size=1, max_size=12),
+    st.lists(st.text(max_size=600), min_size=1, max_size=12),
+)
+@example(["a"], ["b " * 400])
+def test_a_micro_batch_never_holds_more_than_its_budget(alpaca, questions, answers):
+    """At most BATCH_SIZE x MAX_LENGTH tokens, padding included, and no row is cut: too long ones are left out."""
+    rows = [{"instruction": question, "output": answer} for question, answer in zip(questions, answers)]
+    tokens = []
+    for row in filter(alpaca.usable, rows):
+        chat = alpaca.to_prompt_completion(row)
+        tokens.append(
+            alpaca.tokenizer.apply_chat_template(chat["prompt"] + chat["completion"], return_dict=False)
+        )
+    collator = DataCollatorForLanguageModeling(alpaca.tokenizer.pad_token_id)
+    for start in range(0, len(tokens), 4):
+        batch = collator([{"input_ids": ids} for ids in tokens[start : start + 4]])
+        assert batch["input_ids"].numel() <= 4 * alpaca.MAX_LENGTH
+        ends = (batch["input_ids"] == alpaca.tokenizer.eos_token_id).sum(dim=1)
+        assert (ends >= 3).all(), "system, question and answer each end in it"
+
+
+BROKEN = {
+    "cut.jsonl": b'{"instruction": "a", "output": "b"}\n{"instruction": "a", "outp\n',
+    "empty.jsonl": b"",
+    "list.json": b"[]",
+    "object.json": b"{}",
+    "number.json": b"3",
+    "cut emoji.jsonl": b'{"instruction": "a\\ud83d", "output": "b"}\n',
+    "deep.json": b'{"instruction": "a", "output": ' + b"[" * 3000 + b"]" * 3000 + b"}",
+    "gbk.jsonl": '{"instruction": "甲乙丙", "output": "丁戊己"}\n'.encode("gbk"),
+    "not there.jsonl": None,
+}
+
+
+@pytest.mark.parametrize("script", ["sft_alpaca.py", "sft_gongwen.py"])
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_file_that_cannot_be_read_is_one_line(functions, tmp_path, script, name):
+    module = functions(script)
+    module.tokenizer, module.MAX_LENGTH = AutoTokenizer.from_pretrained(TINY), 256
+    if BROKEN[name] is not None:
+        (tmp_path / name).write_bytes(BROKEN[name])
+    with pytest.raises(SystemExit, match=re.escape(name)):
+        module.read_rows(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("meta", [None, "train", ["train"], {}, {"split": None}, 3])
+def test_odd_meta_is_no_split(alpaca, meta):
+    row = {"instruction": "a", "output": "b"}
+    assert alpaca.held_out(row | {"meta": meta}) == alpaca.held_out(row)
+    assert alpaca.held_out(row | {"meta": {"split": "test"}}) and not alpaca.held_out(
+        row | {"meta": {"split": "train"}}
+    )
 
 
 def test_the_model_sees_its_chat_template_and_not_the_alpaca_prompt(alpaca):

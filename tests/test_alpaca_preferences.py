@@ -12,6 +12,8 @@ from statistics import median
 
 import pytest
 from conftest import ROOT
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 FAULTS = {
     "wrong_fact",
@@ -287,3 +289,38 @@ def test_no_answer_is_a_template(side):
     found = [grams(row[side]) for row in ROWS]
     pairs = [(i, j) for i in range(len(ROWS)) for j in range(i) if alike(found[i], found[j]) > 0.3]
     assert pairs == []
+
+
+def test_orpo_learns_the_pairs(run_script, tmp_path):
+    """The tiny model has nothing to tell right from wrong by: the pairs it trains on say whether the step is right."""
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:64]), encoding="utf-8")
+    run = run_script("data/alpaca/orpo.py", environment={"DATA": str(few)}, EPOCHS=6)
+    assert run.status == 0, run.stderr[-2000:]
+    metrics = json.loads((run.output / "metrics.json").read_text(encoding="utf-8"))
+    before, after = metrics["before"], metrics["after"]
+    assert metrics["scenario"] == "orpo" and before.keys() == after.keys()
+    assert after["train_rewards/accuracies"] >= before["train_rewards/accuracies"] + 0.2
+    assert after["train_rewards/margins"] > before["train_rewards/margins"] + 0.02
+    assert after["train_loss"] < before["train_loss"] - 0.3
+    assert after["held_out_loss"] < before["held_out_loss"]
+    assert load_file(run.output / "lora" / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "row, dropped",
+    [
+        ({}, False),
+        ({"rejected": "Yes."}, True),
+        ({"chosen": " "}, True),
+        ({"rejected": None}, True),
+        ({"rejected": "word " * 400}, True),
+        ({"instruction": 3}, True),
+    ],
+    ids=["good", "both alike", "empty", "missing", "too long", "no text"],
+)
+def test_pairs_that_cannot_be_used_are_dropped(functions, row, dropped):
+    module = functions("data/alpaca/orpo.py")
+    module.tokenizer, module.MAX_LENGTH = AutoTokenizer.from_pretrained(ROOT / "data/tiny-qwen2.5"), 256
+    pair = {"instruction": "Is it?", "input": "", "chosen": "Yes.", "rejected": "No."} | row
+    assert module.usable(pair) is not dropped
