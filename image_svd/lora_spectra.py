@@ -21,7 +21,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -41,30 +40,47 @@ TEXT = (
 
 
 # %% Data
+def alpha_of(module: str, config: dict) -> float:
+    """Return the alpha of a module, which may have one of its own; ValueError if it is no number above 0."""
+    alpha = config.get("lora_alpha")
+    for pattern, own in (config.get("alpha_pattern") or {}).items():
+        if re.search(r"[*+{]", pattern.replace(".*", "", 2)):  # some would be tried for years
+            raise ValueError(f"alpha_pattern {pattern!r:.80} is too intricate")
+        if re.search(rf"(^|\.){pattern}$", module):
+            alpha = own
+            break
+    if type(alpha) not in (int, float) or not 0 < alpha < 1e6:
+        raise ValueError(f"alpha of {module} is {alpha!r:.40}, no number above 0")
+    return alpha
+
+
 def lora_spectra(folder: str | Path) -> dict[str, np.ndarray]:
     """Return module -> singular values of its update (alpha / r) B A, from an adapter in PEFT's layout.
 
     ValueError names a folder that holds no plain LoRA of linear layers.
     """
+    paths, spectra = [Path(folder) / name for name in ("adapter_config.json", "adapter_model.safetensors")], {}
     try:
-        config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
-        weights, spectra = load_file(Path(folder) / "adapter_model.safetensors"), {}
-    except (OSError, ValueError, SafetensorError) as error:
+        if lost := [path.name for path in paths if not path.is_file()]:  # or a pipe; .bin is never opened
+            raise ValueError(f"no file {lost[0]}")
+        config, weights = json.loads(paths[0].read_text(encoding="utf-8")), load_file(paths[1])
+        if config.get("use_dora"):
+            raise ValueError("a DoRA adapter, whose update is not B A; save a plain LoRA")
+        for name, a in weights.items():
+            if name.endswith("lora_A.weight") and a.ndim == 2:
+                module, r = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"), len(a)
+                b = weights.get(name.replace("lora_A", "lora_B"))
+                if not a.numel() or b is None or b.ndim != 2 or b.shape[1] != r or not len(b):
+                    raise ValueError(f"{module} has no B and A of one rank above 0")
+                if not (a.isfinite().all() and b.isfinite().all()):
+                    raise ValueError(f"{module} holds values that are no finite numbers")
+                core = torch.linalg.qr(b.float()).R @ torch.linalg.qr(a.float().T).R.T  # [r, r], not [out, in]
+                scale = alpha_of(module, config) / (r**0.5 if config.get("use_rslora") else r)
+                spectra[module] = scale * torch.linalg.svdvals(core).numpy()
+        if not spectra:
+            raise ValueError("it has no LoRA matrices of linear layers")
+    except Exception as error:  # a folder may hold anything, and JSON, torch and safetensors say it differently
         raise ValueError(f"{folder} cannot be read as an adapter: {error}") from error
-    if config.get("use_dora"):
-        raise ValueError(f"{folder} is a DoRA adapter, whose update is not B A; save a plain LoRA")
-    for name, a in weights.items():
-        if name.endswith("lora_A.weight") and a.ndim == 2:
-            module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-            own = (config.get("alpha_pattern") or {}).items()  # some modules may have an alpha of their own
-            alpha = next((v for k, v in own if re.search(rf"(^|\.){k}$", module)), config["lora_alpha"])
-            r = len(a)
-            b = weights[name.replace("lora_A", "lora_B")]
-            core = torch.linalg.qr(b.float()).R @ torch.linalg.qr(a.float().T).R.T  # [r, r], not [out, in]
-            scale = alpha / (r**0.5 if config.get("use_rslora") else r)
-            spectra[module] = scale * torch.linalg.svdvals(core).numpy()
-    if not spectra:
-        raise ValueError(f"{folder} has no LoRA matrices of linear layers")
     return spectra
 
 
@@ -79,7 +95,8 @@ def effective_rank(values: np.ndarray) -> float:
 if hasattr(sys.stdout, "reconfigure"):  # a terminal, not a notebook
     sys.stdout.reconfigure(errors="replace")  # one in GBK or cp1252 shows ? for letters it lacks
 curves = {}  # title of a panel -> module -> singular values
-adapters = sorted(glob(f"{ADAPTER}/adapter_model.safetensors"), key=os.path.getmtime)
+found = filter(os.path.isfile, glob(f"{ADAPTER}/adapter_model.safetensors"))  # not a dead link
+adapters = sorted(found, key=os.path.getmtime)
 for path in reversed(adapters):
     if not curves:
         try:
