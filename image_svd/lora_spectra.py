@@ -25,8 +25,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 # %% Settings
-MODEL = os.getenv("MODEL", "data/tiny-qwen2.5")  # fully fine-tuned for a few steps on the CPU: a small one
-OUTPUT = os.getenv("OUTPUT", "outputs/image_svd")
+MODEL = os.getenv("MODEL") or "data/tiny-qwen2.5"  # fully fine-tuned for a few steps on the CPU: a small one
+OUTPUT = os.getenv("OUTPUT") or "outputs/image_svd"
 ADAPTER = "outputs/*/lora"  # folders of adapters, as a pattern; the newest is drawn
 
 STEPS = 20  # of full fine-tuning on TEXT
@@ -59,7 +59,8 @@ def lora_spectra(folder: str | Path) -> dict[str, np.ndarray]:
 
     ValueError names a folder that holds no plain LoRA of linear layers.
     """
-    paths, spectra = [Path(folder) / name for name in ("adapter_config.json", "adapter_model.safetensors")], {}
+    paths = [Path(folder, name) for name in ("adapter_config.json", "adapter_model.safetensors")]
+    spectra = {}
     try:
         if lost := [path.name for path in paths if not path.is_file()]:  # or a pipe; .bin is never opened
             raise ValueError(f"no file {lost[0]}")
@@ -74,12 +75,13 @@ def lora_spectra(folder: str | Path) -> dict[str, np.ndarray]:
                     raise ValueError(f"{module} has no B and A of one rank above 0")
                 if not (a.isfinite().all() and b.isfinite().all()):
                     raise ValueError(f"{module} holds values that are no finite numbers")
-                core = torch.linalg.qr(b.float()).R @ torch.linalg.qr(a.float().T).R.T  # [r, r], not [out, in]
+                right, left = torch.linalg.qr(a.float().T).R.T, torch.linalg.qr(b.float()).R
+                core = left @ right  # [r, r], not [out, in]
                 scale = alpha_of(module, config) / (r**0.5 if config.get("use_rslora") else r)
                 spectra[module] = scale * torch.linalg.svdvals(core).numpy()
         if not spectra:
             raise ValueError("it has no LoRA matrices of linear layers")
-    except Exception as error:  # a folder may hold anything, and JSON, torch and safetensors say it differently
+    except Exception as error:  # a folder may hold anything; each library says it differently
         raise ValueError(f"{folder} cannot be read as an adapter: {error}") from error
     return spectra
 
@@ -106,7 +108,7 @@ for path in reversed(adapters):
             print(f"Left out: {error}")
 if not curves:
     print(f"No adapter in {ADAPTER}: run a training script first to see the spectrum of its update")
-if Path(MODEL, "config.json").exists():
+if Path(MODEL, "config.json").is_file():
     torch.set_num_threads(1)  # in a model this small threads wait longer than they work
     torch.manual_seed(0)
     try:
@@ -117,13 +119,17 @@ if Path(MODEL, "config.json").exists():
             dtype=torch.float32,
             trust_remote_code=False,
         )
-    except (OSError, ValueError) as error:
+        layers = {
+            n: m.weight for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "layers" in n
+        }
+        batch = tokenizer(list(TEXT), return_tensors="pt", padding=True)
+        if not layers or not all(weight.isfinite().all() for weight in model.parameters()):
+            raise ValueError("it has no linear layers, or weights that are no finite numbers")
+        if batch.input_ids.max() >= model.get_input_embeddings().num_embeddings:
+            raise ValueError("its tokenizer has more tokens than the model")
+    except Exception as error:  # transformers lets many kinds through
         raise SystemExit(f"MODEL = {MODEL} or OUTPUT = {OUTPUT}: {error}") from error
-    layers = {
-        n: m.weight for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "layers" in n
-    }
     before = {name: weight.detach().clone() for name, weight in layers.items()}
-    batch = tokenizer(list(TEXT), return_tensors="pt", padding=True)
     labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0)
     for _ in range(STEPS):
@@ -143,6 +149,7 @@ else:
 # %% Figure
 if not curves:
     raise SystemExit  # nothing to draw, as was said above
+plt.rcParams["text.parse_math"] = False  # a $ in a name is no formula
 kinds = sorted({module.rpartition(".")[2] for spectra in curves.values() for module in spectra})
 colors = {kind: f"C{number % 10}" for number, kind in enumerate(kinds)}
 figure, panels = plt.subplots(
@@ -164,8 +171,9 @@ for panel, (title, spectra) in zip(panels[0], curves.items(), strict=True):
     panel.set(title=f"{title}\neffective rank {mean:.1f} of at most {most:.1f}", xlabel="index")
 panels[0, 0].set(xscale="log", yscale="log", ylim=(1e-4, 1.5), ylabel="singular value / largest")
 panels[0, 0].xaxis.set_major_formatter("{x:.0f}")
-lines = [plt.Line2D([], [], color=color) for color in colors.values()]
-figure.legend(lines, list(colors), loc="outside lower center", ncols=7, title="module")
+shown = [kind for kind in kinds if len(kind) < 40][:28]
+lines = [plt.Line2D([], [], color=colors[kind]) for kind in shown]
+figure.legend(lines, shown, loc="outside lower center", ncols=7, title="module")
 Path(OUTPUT).mkdir(parents=True, exist_ok=True)
 figure.savefig(f"{OUTPUT}/lora.png", dpi=100)
 print(f"Wrote {OUTPUT}/lora.png")

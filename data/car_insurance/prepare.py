@@ -126,9 +126,11 @@ class Refusal:
 
 def xml_part(archive: zipfile.ZipFile, name: str) -> bytes:
     """Return a part that holds XML without a DOCTYPE; ParseError or ValueError if not, or if it is too much."""
-    raw = read_part(archive, name, MAX_PART)
-    archive.size = np.add(getattr(archive, "size", 0), [len(raw), raw.count(b"<")])
-    if (archive.size > [MAX_XML, MAX_TAGS]).any():
+    archive.read_so_far = getattr(archive, "read_so_far", np.zeros(2))
+    if (archive.read_so_far <= [MAX_XML, MAX_TAGS]).all():
+        raw = read_part(archive, name, MAX_PART)
+        archive.read_so_far += [len(raw), raw.count(b"<")]
+    if (archive.read_so_far > [MAX_XML, MAX_TAGS]).any():
         raise ValueError(f"{name}: the file holds too much: copy the table into a new workbook")
     ElementTree.XMLParser(target=Refusal()).feed(raw)
     return raw
@@ -171,9 +173,9 @@ def tidy(text: str) -> str:
 
 def rich_text(item: ElementTree.Element) -> str:
     """Return the text of a string item in one or several fonts, without reading aids."""
-    if not len(item):
-        return ""
-    return tidy("".join(part.text or "" for path in ("{*}t", "{*}r/{*}t") for part in item.iterfind(path)))
+    runs = [item, *(part for part in item if part.tag.endswith("}r"))]
+    found = [part.text for run in runs for part in run if part.text and part.tag.endswith("}t")]
+    return tidy("".join(found)) if found else ""
 
 
 def dates_of(root: ElementTree.Element) -> set[str]:
@@ -673,7 +675,7 @@ def load_rows(xlsx: str | Path) -> list[dict]:
             except ValueError as error:
                 unread.append(f"{where}, {error}")
     if len(unread) == len(sheets):
-        raise ValueError("; ".join(unread) or f"{path} has no worksheet")
+        raise ValueError("; ".join(unread[:10]) or f"{path} has no worksheet")
     for reason in unread:
         say(f"{reason}; worksheet not read")
     say(f"{path}: {len(rows)} rows")
