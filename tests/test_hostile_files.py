@@ -44,9 +44,16 @@ FIT, EXPORT = "tools/will_it_fit.py", "tools/export.py"
 TINY, MB = str(ROOT / "data" / "tiny-qwen2.5"), 1 << 20
 
 
+@pytest.fixture(scope="module", autouse=True)
+def loaded(functions):
+    """Import what the programs import before any time is taken."""
+    for program in (PREPARE, JUDGE, SVD, SPECTRA, ALS, IMPLICIT, FIT, EXPORT):
+        functions(program)
+
+
 @pytest.fixture(autouse=True)
-def ten_seconds(request):
-    with time_limit(10):
+def at_most_30_seconds():  # far more than any takes where nothing else runs
+    with time_limit(30):
         yield
 
 
@@ -103,8 +110,8 @@ def repacked(path: Path, change, kind=zipfile.ZIP_DEFLATED) -> Path:
 
 
 def lying(path: Path, kind: int) -> Path:
-    """Write a sheet of 160 MB that is said to have 1,000 bytes, in a few KB."""
-    size, part = 160 * MB, "xl/worksheets/sheet1.xml"
+    """Write a sheet of 100 MB that is said to have 1,000 bytes, in a few KB."""
+    size, part = 100 * MB, "xl/worksheets/sheet1.xml"
     repacked(write_book(path, {"one": usual()}), lambda parts: parts.update({part: bytes(size)}), kind)
     path.write_bytes(path.read_bytes().replace(struct.pack("<I", size), struct.pack("<I", 1000)))
     return path
@@ -136,16 +143,16 @@ BOMBS = [
     ("200,000 column widths", lambda path: write_book(path, {"one": usual(head="<cols>" + '<col min="1" max="16384"/>' * 200_000 + "</cols>")}), [2, 3, 4], ""),
     ("7 million empty cells", lambda path: write_book(path, {"one": usual("<row>" + "<c/>" * 7_000_000 + "</row>")}), None, "holds too much"),
     ("6 million shared texts", lambda path: write_book(path, {"one": usual()}, parts={"xl/sharedStrings.xml": SST + "<si/>" * 6_000_000 + "</sst>"}), None, "holds too much"),
-    ("310,000 merged areas", lambda path: write_book(path, {"one": usual(tail="<mergeCells>" + '<mergeCell ref="A9:B9"/>' * 310_000 + "</mergeCells>")}), None, "merged areas"),
+    ("110,000 merged areas", lambda path: write_book(path, {"one": usual(tail="<mergeCells>" + '<mergeCell ref="A9:B9"/>' * 110_000 + "</mergeCells>")}), None, "merged areas"),
     ("a cell of a million names", lambda path: write_book(path, {"one": worksheet([HEADER, ["a.jpg;" * 1_000_000, "读", GOOD], FINE])}), [3], "row 2, cell A2: more than 8 pictures"),
     ("16,000 columns of pictures", lambda path: write_book(path, {"one": WIDE}), None, "more than 40 columns for pictures"),
-    ("a worksheet listed 500 times", lambda path: repacked(write_book(path, {"one": usual(" " * 30 * MB)}), many_sheets), [2, 3, 4] * 4, "holds too much"),
+    ("a worksheet listed 500 times", lambda path: repacked(write_book(path, {"one": usual(" " * 20 * MB)}), many_sheets), [2, 3, 4] * 6, "holds too much"),
     ("entities below the parser's limit", lambda path: write_book(path, {"one": QUADRATIC}), None, "DOCTYPE"),
     ("the same in UTF-16", lambda path: write_book(path, {"one": ('<?xml version="1.0" encoding="utf-16"?>' + QUADRATIC).encode("utf-16")}), None, "DOCTYPE"),
     ("the same in EBCDIC", lambda path: write_book(path, {"one": b'<?xml version="1.0" encoding="cp037"?>' + QUADRATIC.replace("读", "x").encode("cp037")}), None, "cannot be read"),
     ("a DOCTYPE over the pictures", lambda path: write_book(path, {"one": usual()}, parts={"xl/drawings/drawing1.xml": DOCTYPE + drawing([])}), [2, 3, 4], "pictures over the cells: "),
     ("a DOCTYPE over the styles", lambda path: write_book(path, {"one": usual()}, parts=styled("<!DOCTYPE x>")), None, "DOCTYPE"),
-    ("160 MB said to be 1,000 bytes", lambda path: lying(path, zipfile.ZIP_DEFLATED), None, "CRC"),
+    ("100 MB said to be 1,000 bytes", lambda path: lying(path, zipfile.ZIP_DEFLATED), None, "CRC"),
     ("the same as bzip2", lambda path: lying(path, zipfile.ZIP_BZIP2), None, "packed in a way"),
     ("the same as LZMA", lambda path: lying(path, zipfile.ZIP_LZMA), None, "packed in a way"),
     ("100,000 elements deep", lambda path: write_book(path, {"one": usual("<x>" * 100_000 + "</x>" * 100_000)}), [2, 3, 4], ""),
@@ -174,7 +181,7 @@ def test_a_small_file_takes_no_minutes_and_no_gigabytes(read, tmp_path, build, r
         tracemalloc.start()
     try:
         found, said = read(path)
-        assert not tracemalloc.is_tracing() or tracemalloc.get_traced_memory()[1] < 120 * MB
+        assert not tracemalloc.is_tracing() or tracemalloc.get_traced_memory()[1] < 80 * MB
     finally:
         tracemalloc.stop()
     assert found == rows and words in said and "b.xlsx" in said and "\x9b" not in said, said[:2000]
@@ -335,18 +342,12 @@ BAD_ANSWERS = {  # the second of two lines
     "an image that is a number": json.dumps({**ROW, "image": 5}),
 }  # fmt: skip
 BAD_METRICS = {
-    "numbers for tables": {**METRICS, "before": 5, "after": 5, "difference": 5},
-    "words for numbers": {**METRICS, "before": {"field_accuracy": "high"}},
-    "a list": {**METRICS, "difference": []},
-    "a word for a difference": {**METRICS, "difference": {"field_accuracy": "x"}},
+    "numbers for tables": {**METRICS, "before": 5, "after": 5, "difference": 5}, "words for numbers": {**METRICS, "before": {"field_accuracy": "high"}},
+    "a list": {**METRICS, "difference": []}, "a word for a difference": {**METRICS, "difference": {"field_accuracy": "x"}},
     "a word for an interval": {**METRICS, "difference": {"field_accuracy": {"low": "x", "high": 1}}},
-    "no value": {**METRICS, "difference": {"field_accuracy": {"low": 0.1, "high": 1}}},
-    "train is a number": {**METRICS, "train": 5},
-    "versions are nothing": {**METRICS, "versions": None},
-    "deep": '{"a":' * 5000,
-    "not UTF-8": b'{"a": "\xff"}',
-    "a pipe": None,
-}
+    "no value": {**METRICS, "difference": {"field_accuracy": {"low": 0.1, "high": 1}}}, "train is a number": {**METRICS, "train": 5},
+    "versions are nothing": {**METRICS, "versions": None}, "deep": '{"a":' * 5000, "not UTF-8": b'{"a": "\xff"}', "a pipe": None,
+}  # fmt: skip
 
 
 def write_answers(folder: Path, *rows, metrics=None) -> Path:
@@ -411,22 +412,14 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage
 RED, GREEN, WHITE, BLACK, GREY = [200, 0, 0], [0, 200, 0], [255] * 3, [0] * 3, [211] * 3
 # name -> its bytes, colours of its left and right half on the sheet; grey: said, and not shown
 PHOTOS = {
-    "transparent PNG": (drawn(), RED, WHITE),
-    "transparent WebP": (drawn("WEBP", lossless=True), RED, WHITE),
-    "CMYK JPEG": (drawn("JPEG", "CMYK"), RED, GREEN),
-    "palette": (drawn("PNG", "P"), RED, GREEN),
-    "MPO": (drawn("MPO", "RGB"), RED, GREEN),
-    "JPEG 2000": (drawn("JPEG2000", "RGB"), RED, GREEN),
-    "16 bits": (of(RAMP.astype("uint16"), "PNG"), BLACK, WHITE),
-    "TIFF of floats": (of(RAMP.astype("float32"), "TIFF"), BLACK, WHITE),
-    "TIFF of NaN": (of(np.full((40, 60), np.nan, "float32"), "TIFF"), GREY, GREY),
-    "EPS": (EPS, GREY, GREY),
-    "SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", GREY, GREY),
-    "nothing": (b"", GREY, GREY),
-    "truncated": (drawn("JPEG", "RGB")[:-300], GREY, GREY),
-    "bomb of 50,000 x 50,000": (png(50_000, 50_000), GREY, GREY),
+    "transparent PNG": (drawn(), RED, WHITE), "transparent WebP": (drawn("WEBP", lossless=True), RED, WHITE),
+    "CMYK JPEG": (drawn("JPEG", "CMYK"), RED, GREEN), "palette": (drawn("PNG", "P"), RED, GREEN), "MPO": (drawn("MPO", "RGB"), RED, GREEN),
+    "JPEG 2000": (drawn("JPEG2000", "RGB"), RED, GREEN), "16 bits": (of(RAMP.astype("uint16"), "PNG"), BLACK, WHITE),
+    "TIFF of floats": (of(RAMP.astype("float32"), "TIFF"), BLACK, WHITE), "TIFF of NaN": (of(np.full((40, 60), np.nan, "float32"), "TIFF"), GREY, GREY),
+    "EPS": (EPS, GREY, GREY), "SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", GREY, GREY), "nothing": (b"", GREY, GREY),
+    "truncated": (drawn("JPEG", "RGB")[:-300], GREY, GREY), "bomb of 50,000 x 50,000": (png(50_000, 50_000), GREY, GREY),
     "bomb of 9,000 x 9,000": (png(9000, 9000), GREY, GREY),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PHOTOS)
@@ -471,18 +464,14 @@ def test_the_demo_sees_what_people_see(functions, tmp_path, capsys, name):
         assert left is None and "a.png cannot be used" in str(error) and words in str(error)
 
 
-@pytest.mark.parametrize("ranks", [(0, 5), (-5,), (2.5,), ("5",), (None,)])
-def test_a_rank_that_is_no_rank_is_refused(tmp_path, ranks):
+@pytest.mark.parametrize("ranks", [(0, 5), (-5,), (2.5,), ("5",), (None,), (1, 2), (300,)])
+def test_a_rank_that_is_no_rank_is_refused_and_any_other_is_drawn(tmp_path, ranks):
     (tmp_path / "a.png").write_bytes(drawn("PNG", "L"))
-    ended, _, space = run_cells(SVD, RANKS=ranks, DATA=str(tmp_path / "a.png"), OUTPUT=str(tmp_path))
-    assert "RANKS" in ended and "\n" not in ended and "factors" not in space
-
-
-@pytest.mark.parametrize("ranks", [(1, 2), (300,)])
-def test_ranks_of_which_no_picture_is_shown(tmp_path, ranks):
-    (tmp_path / "a.png").write_bytes(drawn("PNG", "L"))
-    ended, printed, _ = run_cells(SVD, RANKS=ranks, DATA=str(tmp_path / "a.png"), OUTPUT=str(tmp_path))
-    assert ended is None and "Wrote" in printed and (tmp_path / "svd.png").stat().st_size > 5000
+    ended, printed, space = run_cells(SVD, RANKS=ranks, DATA=str(tmp_path / "a.png"), OUTPUT=str(tmp_path))
+    if ranks in ((1, 2), (300,)):  # though none of the ranks whose pictures are shown is among them
+        assert ended is None and "Wrote" in printed and (tmp_path / "svd.png").stat().st_size > 5000
+    else:
+        assert "RANKS" in ended and "\n" not in ended and "factors" not in space
 
 
 # %% Ratings
@@ -523,10 +512,8 @@ def test_ratings_are_read_or_the_file_is_named(functions, tmp_path, capsys, scri
 
 
 FEW = {  # name -> ratings that are good, but too few to hold one out
-    "one user": "1,1,3,1\n1,2,4,2\n",
-    "one film": "".join(f"{user},1,3,{user}\n" for user in range(60)),
-    "one rating": "1,1,5,9\n",
-}
+    "one user": "1,1,3,1\n1,2,4,2\n", "one film": "".join(f"{user},1,3,{user}\n" for user in range(60)), "one rating": "1,1,5,9\n",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("script", [ALS, IMPLICIT])
@@ -628,10 +615,9 @@ REAL = "model.layers.0.self_attn.q_proj"
 WHOLE = {"A": np.eye(2, 192, dtype="float32"), "B": np.eye(192, 2, dtype="float32")}
 UNFIT = {  # name -> matrices, their module, a word of what is said
     "NaN": ({**WHOLE, "A": np.full((2, 192), np.nan, "float32")}, REAL, "no finite numbers"),
-    "of another model": (WHOLE, "model.layers.77.q_proj", "have no place"),
-    "no B": ({"A": WHOLE["A"]}, REAL, "lacks"),
+    "of another model": (WHOLE, "model.layers.77.q_proj", "have no place"), "no B": ({"A": WHOLE["A"]}, REAL, "lacks"),
     "of another size": (EYE, REAL, "cannot be put on"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", UNFIT)
@@ -729,14 +715,14 @@ def exported(folder: Path) -> tuple:
     return EXPORT, [write_adapter(folder / "é雪" / "lora", {"r": 0}).parent], {}
 
 
-@pytest.mark.parametrize("encoding", ["gbk", "cp1252", "ascii"])
 @pytest.mark.parametrize("build", [prepared, judged, shown, rated, fitting, exported])
-def test_any_terminal_gets_the_same_files_and_status(tmp_path, build, encoding):
+def test_any_terminal_gets_the_same_files_and_status(tmp_path, build):
     found = []
-    for name in ("utf-8", encoding):
-        (tmp_path / name).mkdir()
-        program, arguments, environment = build(tmp_path / name)
-        status, said = run(program, *arguments, encoding=name, **environment)
-        files = {path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*")}
+    for encoding in ("utf-8", "gbk", "cp1252", "ascii"):
+        folder = tmp_path / encoding
+        folder.mkdir()
+        program, arguments, environment = build(folder)
+        status, said = run(program, *arguments, encoding=encoding, **environment)
+        files = {path.relative_to(folder) for path in folder.rglob("*")}
         found.append((status, files, len(said.split("\n"))))
-    assert found[0] == found[1] and found[0][0] == (build is exported)
+    assert found == [found[0]] * 4 and found[0][0] == (build is exported)

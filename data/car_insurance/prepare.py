@@ -58,6 +58,7 @@ MAX_PART = 32 << 20  # bytes of a worksheet, of its texts, of its list of pictur
 MAX_XML = 128 << 20  # bytes of all of these together
 MAX_TAGS = 4_000_000  # in all of these together
 MAX_CELLS = 300_000  # that hold something, in a worksheet
+MAX_MERGED = 100_000  # merged areas
 MAX_COLUMNS = 40  # with pictures
 MAX_PASTED = 20_000  # pictures over the cells of a worksheet
 MAX_PICTURE = 128 << 20  # bytes of a picture file
@@ -257,8 +258,8 @@ def read_sheet(archive: zipfile.ZipFile, part: str, book: dict) -> dict:
                 if line:
                     cells.setdefault(number, {}).update(line)
             elif kind == "mergeCell":
-                if len(merged) == MAX_CELLS:
-                    raise ValueError(f"more than {MAX_CELLS:,} merged areas")
+                if len(merged) == MAX_MERGED:
+                    raise ValueError(f"more than {MAX_MERGED:,} merged areas: split them")
                 merged.append((item.get("ref"), *range_boundaries(item.get("ref"))))
     except (ElementTree.ParseError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{part} cannot be read ({error})") from None
