@@ -174,8 +174,8 @@ def tidy(text: str) -> str:
 
 def rich_text(item: ElementTree.Element) -> str:
     """Return the text of a string item in one or several fonts, without reading aids."""
-    runs = [item, *(part for part in item if part.tag.endswith("}r"))]
-    found = [part.text for run in runs for part in run if part.text and part.tag.endswith("}t")]
+    runs = [item, *(part for part in item if part.tag.rpartition("}")[2] == "r")]
+    found = [part.text for run in runs for part in run if part.text and part.tag.rpartition("}")[2] == "t"]
     return tidy("".join(found)) if found else ""
 
 
@@ -241,7 +241,7 @@ def read_sheet(archive: zipfile.ZipFile, part: str, book: dict) -> dict:
                 widths[:] = round(float(item.get("defaultColWidth", 9.14)) * 7) * PIXEL
             elif kind == "col" and kinds[kind] <= len(
                 widths
-            ):  # widths are in digits of the usual font, of 7 pixels each
+            ):  # in digits of the usual font, of 7 pixels each
                 width = round((float(item.get("width", 0)) or 9.14) * 7) * PIXEL
                 widths[int(item.get("min")) - 1 : int(item.get("max"))] = width
             elif kind == "row":
