@@ -24,8 +24,8 @@ from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
 # %% Settings
-DATA = os.getenv("DATA", "image_svd/chelsea.png")
-OUTPUT = os.getenv("OUTPUT", "outputs/image_svd")
+DATA = os.getenv("DATA") or "image_svd/chelsea.png"
+OUTPUT = os.getenv("OUTPUT") or "outputs/image_svd"
 
 RANKS = (1, 2, 5, 10, 20, 40, 60, 100, 150, 200, 300)
 TARGETS = (30, 35, 40)  # dB
@@ -46,6 +46,10 @@ def read_image(path: str | Path) -> np.ndarray:
                 )
             if min(image.size) < 8:
                 raise ValueError(f"it has {image.width} x {image.height} pixels; 8 x 8 is the least")
+            if image.format == "EPS":  # decoding it would start another program
+                raise ValueError("it is a drawing; save it as PNG")
+            if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO: a photo and its preview
+                print(f"{path}: only the first of its pages is used")
             image = ImageOps.exif_transpose(image)
             if image.mode[0] in "IF":  # 16 bits or more: Pillow would cut at 255
                 values = np.asarray(image, "float64")
@@ -58,7 +62,7 @@ def read_image(path: str | Path) -> np.ndarray:
                 white = Image.new("RGBA", image.size, "white")
                 image = Image.alpha_composite(white, image.convert("RGBA"))
             return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-    except (OSError, ValueError, SyntaxError, NotImplementedError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's readers let many kinds through
         raise ValueError(f"{path} cannot be used as a picture: {error}") from error
 
 
@@ -103,8 +107,10 @@ try:
     image = read_image(DATA)
     Path(OUTPUT).mkdir(parents=True, exist_ok=True)
     open(f"{OUTPUT}/svd.png", "ab").close()  # what cannot be written is said before the work
+    if not all(isinstance(k, int) and k > 0 for k in RANKS):
+        raise ValueError(f"{RANKS = } has to hold whole numbers above 0")
 except (OSError, ValueError) as error:
-    raise SystemExit(f"DATA or OUTPUT: {error}") from error
+    raise SystemExit(f"DATA, OUTPUT or RANKS: {error}") from error
 rows, columns = image.shape[:2]
 if rows * columns > SWEEP_PIXELS:
     scale = (SWEEP_PIXELS / (rows * columns)) ** 0.5
@@ -132,7 +138,7 @@ print("Smallest k: " + ", ".join(f"{k} for {target} dB" for target, k in smalles
 figure = plt.figure(figsize=(11, 6.4), layout="constrained")
 above, below = figure.subfigures(2, 1, height_ratios=(2, 3))
 shown = [ranks.index(k) for k in (5, 20, 60, 150) if k in ranks]
-for panel, i in zip(above.subplots(1, len(shown) + 1), [*shown, None], strict=True):
+for panel, i in zip(above.subplots(1, len(shown) + 1, squeeze=False)[0], [*shown, None], strict=True):
     panel.imshow((image if i is None else pictures[i]) / 255, cmap="gray", vmin=0, vmax=1)
     if max(rows, columns) > 4 * full:  # a strip is stretched, or nothing of it would be seen
         panel.set_aspect("auto")

@@ -59,7 +59,7 @@ def load_ratings(path: str | Path) -> pd.DataFrame:
     ratings = pd.DataFrame({name: found.field(name).cast(kind) for name, kind in kinds.items()})
     outside = ratings[~ratings.rating.between(*STARS)]
     what = f"{len(outside)} outside {STARS = }, {len(bad)} malformed lines {bad[:1].to_pylist()!s:.60}"
-    if len(outside) == len(ratings) or len(outside) > max(9, 0.1 * len(ratings)):  # more than typing errors
+    if len(outside) == len(ratings) or max(len(outside), len(bad)) > max(9, 0.1 * len(ratings)):  # not typos
         raise ValueError(f"{path}: {what}; correct STARS, or (unzipped) lines to 1,31,2.5,1260759144")
     print(f"{path}: {len(ratings) - len(outside):,} ratings; left out: {what}")
     return ratings.drop(outside.index).reset_index(drop=True)

@@ -31,7 +31,7 @@ from threadpoolctl import threadpool_limits
 
 # %% Settings
 DATA = os.getenv("DATA") or "movielens_als/generated/ratings.csv"  # titles lie beside it
-OUTPUT = os.getenv("OUTPUT", "outputs/movielens_als")
+OUTPUT = os.getenv("OUTPUT") or "outputs/movielens_als"
 RANK = 5  # numbers per user and per film; 32 to 64 for millions of ratings
 REGULARIZATION = 0.05  # lambda; raise it when the held-out error rises from one iteration to the next
 ITERATIONS = 15
@@ -67,7 +67,7 @@ def load_ratings(path: str | Path) -> pd.DataFrame:
     ratings = pd.DataFrame({name: found.field(name).cast(kind) for name, kind in kinds.items()})
     outside = ratings[~ratings.rating.between(*STARS)]
     what = f"{len(outside)} outside {STARS = }, {len(bad)} malformed lines {bad[:1].to_pylist()!s:.60}"
-    if len(outside) == len(ratings) or len(outside) > max(9, 0.1 * len(ratings)):  # more than typing errors
+    if len(outside) == len(ratings) or max(len(outside), len(bad)) > max(9, 0.1 * len(ratings)):  # not typos
         raise ValueError(f"{path}: {what}; correct STARS, or (unzipped) lines to 1,31,2.5,1260759144")
     print(f"{path}: {len(ratings) - len(outside):,} ratings; left out: {what}")
     return ratings.drop(outside.index).reset_index(drop=True)

@@ -67,20 +67,45 @@ if direct != kind:
 
 
 # %% Files
+def is_conversation(prompt: object) -> bool:
+    """Return whether a prompt is a list of messages, each with a role and a content (text, or parts of it)."""
+    turns = prompt if isinstance(prompt, list) else []
+    kinds = [
+        isinstance(turn, dict)
+        and isinstance(turn.get("role"), str)
+        and isinstance(turn.get("content"), (str, list))
+        for turn in turns
+    ]
+    return bool(kinds) and all(kinds)
+
+
 def read_answers(path: Path) -> list[dict]:
     """Return the rows of a run's answers.jsonl; ValueError names a line that lacks what is needed."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    if not path.is_file():
+        raise ValueError(f"{path} is no regular file")
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         try:
             row = json.loads(line) if line.strip() else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error}): mend that line") from None
         if row is not None:
             prompt = row.get("prompt") if isinstance(row, dict) else None
-            if not (prompt and isinstance(prompt, list) and isinstance(row.get("after"), str)):
+            if not (is_conversation(prompt) and isinstance(row.get("after"), str)):
                 raise ValueError(f"{path}, line {number}: needs prompt (messages), reference, after (a text)")
             rows.append(row)
     return rows
+
+
+def json_object(path: Path) -> dict:
+    """Return the object in a JSON file; ValueError names a file that holds none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return found
 
 
 def write_text(path: Path, text: str) -> None:
@@ -102,8 +127,13 @@ def find_adapter(folder: Path) -> Path:
 
 def base_of(adapter: Path) -> str:
     """Return the 16-bit base of an adapter, which may have been trained on the 4-bit copy of that name."""
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    name = BASE or re.sub("(-unsloth)?-bnb-4bit/?$", "", config["base_model_name_or_path"])
+    config = json_object(adapter / "adapter_config.json")
+    name, rank = BASE or config.get("base_model_name_or_path"), config.get("r", 8)
+    if not (isinstance(name, str) and name and name.isprintable()):
+        raise ValueError(f"{adapter}/adapter_config.json names no base_model_name_or_path: set BASE")
+    if type(rank) is not int or not 0 < rank <= 512:
+        raise ValueError(f"{adapter}/adapter_config.json: r is {rank!r:.40}, no number from 1 to 512")
+    name = BASE or re.sub("(-unsloth)?-bnb-4bit/?$", "", name)  # BASE is meant as it stands
     here = Path(__file__).parent.parent / name  # a folder of this collection, from wherever this is started
     return str(here) if here.is_dir() and not Path(name).is_dir() else name
 
@@ -125,12 +155,25 @@ def load_model(name: str | Path):
 
 
 def load_adapted(adapter: Path, base: str):
-    """Return the base with its adapter; ValueError if the adapter holds tensors that have no place there."""
-    model = PeftModel.from_pretrained(load_model(base), adapter).eval()
-    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
-        lost = set(file.keys()) - set(get_peft_model_state_dict(model))
-    if lost:
+    """Return the base with its adapter; ValueError if the adapter is damaged or does not fit the base."""
+    try:
+        with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+            names = set(file.keys())
+            bad = [name for name in names if not file.get_tensor(name).float().isfinite().all()]
+    except Exception as error:  # safetensors has an error of its own
+        raise ValueError(f"{adapter}/adapter_model.safetensors is damaged: {error}") from None
+    if bad:
+        raise ValueError(f"{adapter}: {len(bad)} tensors hold no finite numbers, such as {min(bad)}")
+    model = load_model(base)
+    try:
+        model = PeftModel.from_pretrained(model, adapter).eval()
+    except Exception as error:  # PEFT's, of a config or of shapes that it does not take
+        raise ValueError(f"{adapter} cannot be put on {base}: {str(error)[:300]}") from None
+    places = set(get_peft_model_state_dict(model))
+    if lost := names - places:
         raise ValueError(f"{adapter}: {len(lost)} tensors have no place in {base}, such as {min(lost)}")
+    if lacking := {name for name in places - names if ".lora_" in name}:  # would stay as they began
+        raise ValueError(f"{adapter} lacks {len(lacking)} tensors, such as {min(lacking)}")
     return model
 
 
@@ -444,8 +487,8 @@ try:
     base = base_of(adapter)
     if (folder / "answers.jsonl").exists():
         rows = read_answers(folder / "answers.jsonl")
-    if (folder / "metrics.json").exists():
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    if (folder / "metrics.json").is_file():
+        metrics = json_object(folder / "metrics.json")
     merge(adapter, base, merged)
 except ValueError as error:
     raise SystemExit(str(error)) from None

@@ -12,6 +12,7 @@ Writes: nothing
 """
 
 # %% Imports
+import json
 import math
 import sys
 from pathlib import Path
@@ -58,6 +59,28 @@ PUBLISHED = {  # type, the values of FIELDS, the vision encoder: these work with
 
 
 # %% Shapes
+def line_of(error: Exception) -> str:
+    """Return an error as one line that any terminal takes: what a file holds may be part of it."""
+    text = " ".join(str(error).split())[:300]
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def check_sizes(config) -> None:
+    """ValueError for sizes that a model cannot have: negative, text, a million layers, an empty config.json."""
+    text, vision = config.get_text_config(), getattr(config, "vision_config", None)
+    sizes = {name: getattr(text, name, None) for name in FIELDS[:6]}
+    sizes |= {"head_dim": text.head_dim} if getattr(text, "head_dim", None) is not None else {}
+    if vision is not None:
+        names = "hidden_size", "patch_size", "intermediate_size"
+        sizes |= {f"vision {name}": getattr(vision, name, None) for name in names}
+        depth = getattr(vision, "depth", None) or getattr(vision, "num_hidden_layers", None)
+        sizes["vision num_hidden_layers"] = depth
+    for name, size in sizes.items():
+        most = 300 if name.endswith("layers") else 10**7
+        if type(size) is not int or not 0 < size <= most:
+            raise ValueError(f"{name} is {size!r:.40}, not a number from 1 to {most:,}")
+
+
 def load_config(name: str):
     """Return the configuration of a folder, a published or a hub model; ValueError if there is none."""
     published = [key for key in PUBLISHED if key.lower() in name.rpartition("/")[2].lower()]
@@ -70,21 +93,31 @@ def load_config(name: str):
         tied = text["tie_word_embeddings"]
         return AutoConfig.for_model(kind, text_config=text, vision_config=vision, tie_word_embeddings=tied)
     try:
+        if Path(name).is_dir():
+            if not Path(name, "config.json").is_file():  # missing, or a pipe
+                raise ValueError("no file of that name")
+            given = json.loads(Path(name, "config.json").read_text(encoding="utf-8"))
+            if not {"hidden_size", "n_embd", "d_model"} & (given | (given.get("text_config") or {})).keys():
+                raise ValueError("it states no hidden_size")  # else that of some other model would be taken
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
+    except Exception as error:  # transformers checks what it reads, with errors of many kinds
+        reason = line_of(error)
         raise ValueError(f"{name} is no folder with a config.json, and not on the hub: {reason}") from None
 
 
 def load_shapes(name: str):
-    """Return a model on the meta device: shapes, no weights. ValueError for a mixture of experts."""
+    """Return a model on the meta device: shapes, no weights. ValueError for one that is not predicted here."""
     config = load_config(name)
     text = config.get_text_config()
     if getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None):
         raise ValueError(f"{name} is a mixture of experts, which is not predicted here")
     auto = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
-    with torch.device("meta"):
-        return auto.from_config(config, trust_remote_code=False)
+    try:
+        check_sizes(config)
+        with torch.device("meta"):
+            return auto.from_config(config, trust_remote_code=False)
+    except Exception as error:  # the same, of torch and of every architecture
+        raise ValueError(f"{name} cannot be predicted: {line_of(error)}") from None
 
 
 def picture(config, pixels: int) -> tuple[int, int]:
@@ -103,6 +136,8 @@ def is_sixteen_bit(name: str, config) -> bool:
     """Return whether a layer of a 4-bit model stays in 16 bit: by Unsloth's list, or config.json's own."""
     quantization = getattr(config, "quantization_config", None)
     listed = quantization.get("llm_int8_skip_modules") if isinstance(quantization, dict) else None
+    if not isinstance(listed or [], list) or not all(isinstance(key, str) for key in listed or []):
+        raise ValueError("llm_int8_skip_modules in config.json is no list of names")
     listed = [key.replace("language_model.", "").replace("model.", "") for key in [name, *(listed or [])]]
     return bool(SIXTEEN_BIT & set(name.split("."))) or any(
         f".{key}." in f".{listed[0]}." for key in listed[1:]
@@ -229,6 +264,7 @@ def table(model) -> str:
 
 
 # %% Run
+sys.stdout.reconfigure(errors="replace")  # a terminal in GBK or cp1252 shows ? for letters it lacks
 kind = "NF4" if FOUR_BIT else "16-bit"
 print(
     f"GB at the peak of training, card of {CARD}: {kind} weights, rank {RANK}, checkpointing {CHECKPOINTING}"
@@ -239,8 +275,8 @@ for name in sys.argv[1:] or MODELS:
     try:
         model = load_shapes(name)
         rows = table(model)
-    except ValueError as error:
-        print(f"\n{error}")
+    except Exception as error:  # a config.json may hold anything
+        print(f"\n{error if name in str(error) else f'{name} cannot be predicted: {line_of(error)}'}")
         continue
     patches, _ = picture(model.config, PIXELS)
     parts = memory_needed(model, FOUR_BIT, RANK, LENGTHS[2], CHECKPOINTING, patches, CARD)

@@ -50,6 +50,9 @@ FONTS = (
 )  # Chinese ones
 # what neither a sheet nor a font takes
 CONTROL = re.compile(r"[^\n\t\x20-\x7e\x80-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+SCORES = {"before", "after", "difference"}  # in metrics.json
+MAX_FIELDS = 100  # different ones in all references
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "JPEG2000", "AVIF")  # EPS would start another program
 UNITS = {"KM": "公里", "千米": "公里", "公里": "公里", "MI": "英里", "MILES": "英里", "英里": "英里"}
 
 
@@ -174,7 +177,7 @@ def say(text: str) -> None:
 
 def read_answers(path: Path) -> list[dict]:
     """Return the rows of an answers.jsonl, or of the one in a folder, with the reference as a dict."""
-    path, rows = path / "answers.jsonl" if path.is_dir() else path, []
+    path, rows, fields = path / "answers.jsonl" if path.is_dir() else path, [], set()
     if not path.is_file():
         raise ValueError(f"{path} is not there: run vl_car_insurance.py, or name the OUTPUT of a run")
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
@@ -182,8 +185,15 @@ def read_answers(path: Path) -> list[dict]:
             row = json.loads(line) if line.strip() else None
             if row is not None:
                 images = [row["image"]] if isinstance(row.get("image"), str) else row.get("image") or []
-                row |= {"reference": json.loads(row["reference"]), "after": str(row["after"])}
-                row["reference"].keys()  # an object
+                answers = [row["after"], *(row[name] for name in ("before", "exported") if name in row)]
+                if not all(isinstance(answer, str) for answer in answers):
+                    raise TypeError("an answer is no text")
+                if row["reference"].count("[") + row["reference"].count("{") > 200:
+                    raise ValueError("a reference that is nested deep")
+                row["reference"] = json.loads(row["reference"])
+                fields |= row["reference"].keys()  # an object
+                if len(fields) > MAX_FIELDS:
+                    raise ValueError(f"more than {MAX_FIELDS} different fields")
                 rows.append({**row, "image": [str(name) for name in images]})
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: no row with reference and after ({error!r})") from None
@@ -192,20 +202,44 @@ def read_answers(path: Path) -> list[dict]:
     return rows
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture upright and in RGB: 16 bits scaled to its own range, transparent pixels white."""
+    try:
+        side = int(MAX_PIXELS**0.5)
+        image.draft(None, (side, side))  # a large JPEG is decoded at a half or a quarter of its size
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode[0] in "IF":
+            if (factor := int((image.width * image.height / (4 * MAX_PIXELS)) ** 0.5)) > 1:
+                image = image.convert("F").reduce(factor)  # what is scaled down anyway
+            values = np.asarray(image, "float64")
+            if not np.isfinite(values).all():
+                raise ValueError("it holds values that are no numbers")
+            image = Image.fromarray((255 * (values - values.min()) / (np.ptp(values) or 1)).astype("uint8"))
+        if image.has_transparency_data:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        return image.convert("RGB")
+    except Exception as error:  # of Pillow's decoders
+        raise ValueError(f"not a readable picture ({error}): save it again as JPEG") from None
+
+
 def find_photo(name: str, folder: Path) -> Image.Image:
     """Return a photo that is here, in the run's folder or beside this program: upright, without transparency."""
     places = [place / name for place in (Path(), folder, Path(__file__).parent)]
-    photo = Image.open(next(place for place in places if place.is_file()))
-    return ImageOps.exif_transpose(photo).convert("RGB")
+    photo = Image.open(next(place for place in places if place.is_file()), formats=FORMATS)
+    if photo.width * photo.height > 100 * MAX_PIXELS:  # of no phone
+        raise ValueError("too many pixels")
+    return to_rgb(photo)
 
 
 def photo_strip(names: list[str], folder: Path, height: int) -> Image.Image:
-    """Return the photos of a row side by side, upright; a grey one stands for a file that cannot be read."""
+    """Return the first 8 photos of a row side by side, upright; a grey one stands for a file that is no photo."""
     photos = []
-    for name in names or [""]:
+    for name in names[:8] or [""]:
         try:
             photo = find_photo(name, folder)
-            photos.append(photo.resize((max(1, round(height * photo.width / photo.height)), height)))
+            width = round(height * min(photo.width / photo.height, 8))  # a strip is squeezed
+            photos.append(photo.resize((max(1, width), height)))
         except Exception as error:  # no such file, or one that Pillow cannot read
             say(f"{fit(name, 80)}: a photo that is not shown ({type(error).__name__})")
             photos.append(Image.new("RGB", (height, height), "lightgrey"))
@@ -350,7 +384,8 @@ def conclusion(difference: dict, rows: list[dict]) -> str:
 
 def write_report(metrics: dict, table: str, rows: list[dict], path: Path) -> None:
     """Write table, conclusion, figures and some answers side by side."""
-    report = f"# car_insurance: {metrics.get('model', 'a model')}, {len(rows)} held-out rows\n\n"
+    model = " ".join(fit(metrics.get("model", "a model"), 200).replace("`", "").split())
+    report = f"# car_insurance: `{model}`, {len(rows)} held-out rows\n\n"
     if str(metrics.get("model")).startswith("data/tiny"):
         report += "**A rehearsal with a tiny model: what it reads is of no use to anyone.**\n\n"
     report += f"{table}\n{conclusion(metrics['difference'], rows)}\n"
@@ -366,20 +401,39 @@ def write_report(metrics: dict, table: str, rows: list[dict], path: Path) -> Non
     path.write_text(report, encoding="utf-8")
 
 
+def read_metrics(path: Path) -> dict:
+    """Return a run's metrics.json, {} where there is none; ValueError if it is damaged."""
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("no regular file")
+        metrics = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        [dict(metrics.get(name, {})) for name in ("train", "versions")]
+        if SCORES <= metrics.keys():
+            table_of(metrics), conclusion(metrics["difference"], [])
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and the answers are scored anew") from None
+    return metrics
+
+
 def judge(output: Path) -> str:
     """Write contact sheet, predictions, report and, where they lack, the scores of a run; return its table."""
     rows, path = read_answers(output), output / "metrics.json"
     references, after = ([row[name] for row in rows] for name in ("reference", "after"))
-    try:
-        metrics = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, and the answers are scored anew") from None
-    if not {"before", "after", "difference"} <= metrics.keys():
-        metrics |= compared([row.get("before") for row in rows], after, references)
+    metrics = read_metrics(path)
+    if not SCORES <= metrics.keys():
+        lacking = next((number for number, row in enumerate(rows, 1) if "before" not in row), None)
+        if lacking:  # what was not asked is not wrong
+            raise ValueError(
+                f"{output}: row {lacking} of answers.jsonl has no before, metrics.json no scores"
+            )
+        metrics |= compared([row["before"] for row in rows], after, references)
     table = table_of(metrics)
     for row in rows if ENDPOINT else []:
         row["exported"], row["exported_ended"] = ask(question(row, output))
-    if all("exported" in row for row in rows):
+    exports = sum("exported" in row for row in rows)
+    if 0 < exports < len(rows):
+        say(f"exported: in {exports} of {len(rows)} rows, not scored")
+    if exports == len(rows):
         exported = compared(after, [row["exported"] for row in rows], references)
         metrics["exported"] = exported["after"]
         table += "\n" + table_of(exported, ("adapter", "exported"))

@@ -26,12 +26,17 @@ import warnings
 import zipfile
 import zlib
 from bisect import bisect_left, bisect_right
+from collections import Counter
+from datetime import datetime
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path, PureWindowsPath
 from xml.etree import ElementTree
 
 import numpy as np
+from openpyxl.styles.numbers import BUILTIN_FORMATS, is_date_format
 from openpyxl.utils.cell import coordinate_to_tuple, get_column_letter, range_boundaries
+from openpyxl.utils.datetime import CALENDAR_MAC_1904, CALENDAR_WINDOWS_1900, from_excel
 from PIL import Image, ImageOps
 
 # %% Settings
@@ -50,9 +55,14 @@ MAX_IMAGES = 8  # in a row
 HEADER_ROWS = 20  # the header is looked for in so many rows with text
 
 MAX_PART = 32 << 20  # bytes of a worksheet, of its texts, of its list of pictures, unpacked
+MAX_XML = 128 << 20  # bytes of all of these together
+MAX_TAGS = 4_000_000  # in all of these together
 MAX_CELLS = 300_000  # that hold something, in a worksheet
+MAX_MERGED = 100_000  # merged areas
+MAX_COLUMNS = 40  # with pictures
 MAX_PASTED = 20_000  # pictures over the cells of a worksheet
 MAX_PICTURE = 128 << 20  # bytes of a picture file
+MAX_KEPT = 4 << 20  # bytes of a picture that is used as it is, whatever else it carries
 MAX_SPARE = 1_000_000_000  # pixels of all photos beyond 500 a packed byte, which no camera's picture has
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "JPEG2000", "AVIF")  # EPS would start another program
 
@@ -64,6 +74,7 @@ SPECIAL = re.compile(r"<\|\w+\|>")  # would become a token of the chat template
 STRING = r""""(?:[^"\\]|\\.)*"?|[“”]([^“”"]*)[“”"]?|['‘’]([^'‘’]*)['‘’]?"""  # in JSON's or in other quotes
 TOKEN = re.compile(rf"""{STRING}|([^"“”'‘’]+)""", re.DOTALL)  # a string or what stands between
 HALF_WIDTH = str.maketrans("｛｝［］【】：，、．－　０１２３４５６７８９", "{}[][]:,,.- 0123456789")
+CHINESE_DATES = dict.fromkeys(map(str, [*range(27, 37), *range(50, 59)]), "yyyy")  # Excel's own in Chinese
 LITERALS = {"None": "null", "True": "true", "False": "false"}  # of Python
 
 
@@ -96,17 +107,40 @@ def read_part(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
         info = archive.getinfo(name)
         if info.file_size > limit:
             raise ValueError(f"{name} has {info.file_size >> 20} MB unpacked, more than {limit >> 20} MB")
-        return archive.read(info)
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others know no limit
+            raise ValueError(f"{name} is packed in a way that Excel does not use")
+        with archive.open(info) as file:
+            return file.read(info.file_size)  # no more, whatever it holds
     except KeyError:
         raise ValueError(f"{name} is missing in the file") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         raise ValueError(f"{name} is damaged ({error})") from None
 
 
+class Refusal:
+    """An XML parser's target that ends at a DOCTYPE, whose entities can make GBs of a few KB; no .xlsx has one."""
+
+    def doctype(self, *_) -> None:
+        """Called by the parser."""
+        raise ValueError("it declares a DOCTYPE")
+
+
+def xml_part(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Return a part that holds XML without a DOCTYPE; ParseError or ValueError if not, or if it is too much."""
+    archive.read_so_far = getattr(archive, "read_so_far", np.zeros(2))
+    if (archive.read_so_far <= [MAX_XML, MAX_TAGS]).all():
+        raw = read_part(archive, name, MAX_PART)
+        archive.read_so_far += [len(raw), raw.count(b"<")]
+    if (archive.read_so_far > [MAX_XML, MAX_TAGS]).any():
+        raise ValueError(f"{name}: the file holds too much: copy the table into a new workbook")
+    ElementTree.XMLParser(target=Refusal()).feed(raw)
+    return raw
+
+
 def read_xml(archive: zipfile.ZipFile, name: str) -> ElementTree.Element:
     """Return the root element of a part; ValueError if it is no XML."""
     try:
-        return ElementTree.fromstring(read_part(archive, name, MAX_PART))
+        return ElementTree.fromstring(xml_part(archive, name))
     except (ElementTree.ParseError, LookupError) as error:  # LookupError: an unknown encoding
         raise ValueError(f"{name} is damaged ({error})") from None
 
@@ -122,7 +156,8 @@ def relations(archive: zipfile.ZipFile, part: str) -> dict[str, str | None]:
     listing, found = f"{folder}/_rels/{name}.rels".lstrip("/"), {}
     if listing in archive.NameToInfo:
         for item in read_xml(archive, listing):
-            target = posixpath.normpath(posixpath.join("/", folder, item.get("Target", ""))).lstrip("/")
+            target = CONTROL.sub("", item.get("Target", ""))  # it is printed where it is missing
+            target = posixpath.normpath(posixpath.join("/", folder, target)).lstrip("/")
             target = None if item.get("TargetMode") == "External" else target
             found[item.get("Id")] = target
             found.setdefault(item.get("Type", "").rpartition("/")[2], target)
@@ -139,46 +174,74 @@ def tidy(text: str) -> str:
 
 def rich_text(item: ElementTree.Element) -> str:
     """Return the text of a string item in one or several fonts, without reading aids."""
-    return tidy("".join(part.text or "" for path in ("{*}t", "{*}r/{*}t") for part in item.iterfind(path)))
+    runs = [item, *(part for part in item if part.tag.rpartition("}")[2] == "r")]
+    found = [part.text for run in runs for part in run if part.text and part.tag.rpartition("}")[2] == "t"]
+    return tidy("".join(found)) if found else ""
 
 
-def cell_text(cell: ElementTree.Element, texts: dict[str, str]) -> tuple[str, str]:
+def dates_of(root: ElementTree.Element) -> set[str]:
+    """Return the numbers of the cell styles that show a number as a date."""
+    codes = {
+        item.get("numFmtId"): item.get("formatCode", "") for item in root.iterfind("{*}numFmts/{*}numFmt")
+    }
+    codes = {str(number): code for number, code in BUILTIN_FORMATS.items()} | CHINESE_DATES | codes
+    shown = [codes.get(style.get("numFmtId"), "") for style in root.iterfind("{*}cellXfs/{*}xf")]
+    return {str(number) for number, code in enumerate(shown) if is_date_format(code[:255])}
+
+
+def date_text(value: str, epoch: datetime) -> str:
+    """Return a date that Excel keeps as a number, as 2024-01-31; a number that is none stays as it is."""
+    try:
+        return str(from_excel(float(value), epoch)).removesuffix(" 00:00:00")
+    except (ValueError, OverflowError):
+        return tidy(value)
+
+
+def cell_text(cell: ElementTree.Element, book: dict) -> tuple[str, str]:
     """Return a cell as (kind, text), where the kind is text, formula or error."""
     parts, kind = {part.tag.rpartition("}")[2]: part for part in cell}, cell.get("t")
     value = (parts["v"].text or "") if "v" in parts else ""
     if "f" in parts:
         return "formula", tidy("=" + (parts["f"].text or value))
     if kind == "s":
+        texts = book["texts"]
         return ("text", texts[value]) if value in texts else ("error", "a text that the file lacks")
     if "is" in parts:
         return "text", rich_text(parts["is"])
+    if kind == "b":
+        return "text", {"1": "TRUE", "0": "FALSE"}.get(value, tidy(value))
+    if kind in (None, "n") and value and cell.get("s") in book["dates"]:
+        return "text", date_text(value, book["epoch"])
     return "error" if kind == "e" else "text", tidy(value)
 
 
-def read_line(row: ElementTree.Element, texts: dict[str, str]) -> dict[int, tuple[str, str]]:
+def read_line(row: ElementTree.Element, book: dict) -> dict[int, tuple[str, str]]:
     """Return column -> (kind, text) of the cells of a row that hold something; columns count from 1."""
     column, line = 0, {}
     for cell in row:
         column = coordinate_to_tuple(cell.get("r"))[1] if cell.get("r") else column + 1
-        content = cell_text(cell, texts)
+        content = cell_text(cell, book)
         if content[1]:
             line[column] = content
     return line
 
 
-def read_sheet(archive: zipfile.ZipFile, part: str, texts: dict[str, str]) -> dict:
+def read_sheet(archive: zipfile.ZipFile, part: str, book: dict) -> dict:
     """Return a worksheet's cells {row: {column: (kind, text)}}, hidden rows, merged areas and the edges of its
     rows and columns in EMU, where a hidden row has no height; ValueError if it cannot be read."""
-    cells, hidden, merged, number, count, usual = {}, set(), [], 0, 0, 15 * POINT
+    cells, hidden, merged, number, count, usual, kinds = {}, set(), [], 0, 0, 15 * POINT, Counter()
     heights, widths = np.full(1 << 20, 15.0 * POINT), np.full(1 << 14, 64.0 * PIXEL)
     try:
-        for _, item in ElementTree.iterparse(BytesIO(read_part(archive, part, MAX_PART))):
+        for _, item in ElementTree.iterparse(BytesIO(xml_part(archive, part))):
             kind = item.tag.rpartition("}")[2]
-            if kind == "sheetFormatPr":
+            kinds[kind] += 1
+            if kind == "sheetFormatPr" and kinds[kind] == 1:
                 usual = float(item.get("defaultRowHeight", 15)) * POINT
                 heights[:] = usual * (item.get("zeroHeight") not in ("1", "true"))
                 widths[:] = round(float(item.get("defaultColWidth", 9.14)) * 7) * PIXEL
-            elif kind == "col":  # widths are in digits of the usual font, of 7 pixels each
+            elif kind == "col" and kinds[kind] <= len(
+                widths
+            ):  # in digits of the usual font, of 7 pixels each
                 width = round((float(item.get("width", 0)) or 9.14) * 7) * PIXEL
                 widths[int(item.get("min")) - 1 : int(item.get("max"))] = width
             elif kind == "row":
@@ -187,7 +250,7 @@ def read_sheet(archive: zipfile.ZipFile, part: str, texts: dict[str, str]) -> di
                 if item.get("hidden") in ("1", "true"):
                     heights[number - 1] = 0
                     hidden.add(number)
-                line = read_line(item, texts)
+                line = read_line(item, book)
                 item.clear()
                 count += len(line)
                 if count > MAX_CELLS:
@@ -195,6 +258,8 @@ def read_sheet(archive: zipfile.ZipFile, part: str, texts: dict[str, str]) -> di
                 if line:
                     cells.setdefault(number, {}).update(line)
             elif kind == "mergeCell":
+                if len(merged) == MAX_MERGED:
+                    raise ValueError(f"more than {MAX_MERGED:,} merged areas: split them")
                 merged.append((item.get("ref"), *range_boundaries(item.get("ref"))))
     except (ElementTree.ParseError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{part} cannot be read ({error})") from None
@@ -214,6 +279,8 @@ def find_header(cells: dict) -> tuple[int, dict[str, list[int]]]:
                     place.setdefault(name, []).append(column)
         missing = {name: COLUMNS[name] for name in ("image", "prompt", "response") if name not in place}
         if not missing:
+            if len(place["image"]) > MAX_COLUMNS:
+                raise ValueError(f"row {number}: more than {MAX_COLUMNS} columns for pictures")
             if doubled := [name for name in place if name != "image" and len(place[name]) > 1]:
                 raise ValueError(f"row {number}: two columns for {' and '.join(doubled)}: rename one")
             return number, place
@@ -387,6 +454,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image.load()
         image = ImageOps.exif_transpose(image)
         if image.mode[0] in "IF":
+            if (factor := int((image.width * image.height / (4 * MAX_PIXELS)) ** 0.5)) > 1:
+                image = image.convert("F").reduce(factor)  # what is scaled down anyway
             values = np.asarray(image, "float64")
             if not np.isfinite(values).all():
                 raise ValueError("it holds values that are no numbers")
@@ -412,7 +481,7 @@ def prepare_photo(image: Image.Image, raw: bytes) -> tuple[bytes, list[str]]:
         photo = photo.resize(size, Image.Resampling.LANCZOS)
     if max(photo.size) > MAX_ASPECT * min(photo.size):
         raise ValueError(f"a strip of {photo.width} x {photo.height} pixels, over {MAX_ASPECT} : 1: crop it")
-    if fine and scale >= 1:
+    if fine and scale >= 1 and len(raw) <= MAX_KEPT:
         return raw, done
     file = BytesIO()
     photo.save(file, "JPEG", quality=95)
@@ -433,6 +502,12 @@ def read_photo(source: str | Path, archive: zipfile.ZipFile, known: dict) -> tup
     return photo, source if photo is raw and isinstance(source, Path) else None, done
 
 
+@lru_cache
+def digest(photo: bytes) -> bytes:
+    """Return the SHA-256 of a photo, which many rows may show."""
+    return hashlib.sha256(photo).digest()
+
+
 def load_photo(source: str | Path | None, archive: zipfile.ZipFile, known: dict) -> tuple:
     """Return read_photo() of a part of the .xlsx or a file; `known` keeps what was read for another row."""
     if source is None:
@@ -440,8 +515,8 @@ def load_photo(source: str | Path | None, archive: zipfile.ZipFile, known: dict)
     if source not in known:
         try:
             known[source] = read_photo(source, archive, known)
-        except ValueError as error:
-            known[source] = error
+        except (ValueError, OSError) as error:  # OSError: a file that may not be read
+            known[source] = ValueError(str(error))
     if isinstance(known[source], ValueError):
         raise known[source]
     return known[source]
@@ -509,8 +584,10 @@ def sources_of(content: tuple[str, str], pasted: list[dict], wps: dict, folder: 
         return [wps.get(found[1])]
     if kind != "text":
         raise ValueError(f"{text[:80]} is a formula or an error: paste the picture over the cell")
-    names = [name.strip() for name in re.split("[\n;；]", text)]
-    return [picture_file(folder, name) for name in names if name]
+    names = [name.strip() for name in re.split("[\n;；]", text) if name.strip()]
+    if len(names) > MAX_IMAGES:
+        raise ValueError(f"more than {MAX_IMAGES} pictures: split the row")
+    return [picture_file(folder, name) for name in names]
 
 
 def read_row(number: int, line: dict, place: dict[str, list[int]], table: dict) -> dict:
@@ -537,13 +614,13 @@ def read_row(number: int, line: dict, place: dict[str, list[int]], table: dict) 
         raise ValueError(f"cell {get_column_letter(column)}{number}: {error}") from None
     images, files, done = map(list, zip(*photos))
     row = {"images": images, "files": files, "prompt": prompt, "answer": answer, "number": number}
-    row["style"] = style or hashlib.sha256(b"".join(images)).hexdigest()
+    row["style"] = style or hashlib.sha256(b"".join(map(digest, images))).hexdigest()
     return row | {"done": [note for notes in done for note in notes]}
 
 
-def sheet_rows(where: str, part: str, texts: dict[str, str], table: dict) -> list[dict]:
+def sheet_rows(where: str, part: str, book: dict, table: dict) -> list[dict]:
     """Return the rows of a worksheet and say what is left out; ValueError if it has no header."""
-    sheet, rows = read_sheet(table["archive"], part, texts), []
+    sheet, rows = read_sheet(table["archive"], part, book), []
     header, place = find_header(sheet["cells"])
     columns = [column for columns in place.values() for column in columns]
     table["merged"] = merged_rows(sheet["merged"], sheet["cells"], columns, header)
@@ -576,25 +653,30 @@ def load_rows(xlsx: str | Path) -> list[dict]:
     path, rows, unread = Path(xlsx), [], []
     with open_workbook(path) as archive:
         try:
-            book = relations(archive, "").get("officeDocument") or "xl/workbook.xml"
-            sheets, found = read_xml(archive, book).findall("{*}sheets/{*}sheet"), relations(archive, book)
+            part = relations(archive, "").get("officeDocument") or "xl/workbook.xml"
+            root, found = read_xml(archive, part), relations(archive, part)
+            sheets = root.findall("{*}sheets/{*}sheet")
             items = read_xml(archive, found["sharedStrings"]) if found.get("sharedStrings") else []
-            texts = {str(number): rich_text(item) for number, item in enumerate(items)}
+            book = {"texts": {str(number): rich_text(item) for number, item in enumerate(items)}}
+            book["dates"] = dates_of(read_xml(archive, found["styles"])) if found.get("styles") else set()
+            settings = root.find("{*}workbookPr")
+            mac = settings is not None and settings.get("date1904") in ("1", "true")
+            book["epoch"] = CALENDAR_MAC_1904 if mac else CALENDAR_WINDOWS_1900
             wps = wps_pictures(archive)
         except ValueError as error:
             raise ValueError(f"{path} is not a readable .xlsx ({error}): save it again in Excel") from None
         table = {"archive": archive, "folder": path.parent, "wps": wps, "known": {}}
         for sheet in sheets:
-            title, part = sheet.get("name", ""), found.get(linked(sheet, "id")) or "a worksheet"
+            title, part = tidy(sheet.get("name", "")), found.get(linked(sheet, "id")) or "a worksheet"
             where = f"{path.name}, {title}" if len(sheets) > 1 else path.name
             try:
-                rows += [{**row, "sheet": title} for row in sheet_rows(where, part, texts, table)]
+                rows += [{**row, "sheet": title} for row in sheet_rows(where, part, book, table)]
                 if sheet.get("state", "visible") != "visible":
                     say(f"{where}: a hidden worksheet, but read: delete it if it is not meant")
             except ValueError as error:
                 unread.append(f"{where}, {error}")
     if len(unread) == len(sheets):
-        raise ValueError("; ".join(unread) or f"{path} has no worksheet")
+        raise ValueError("; ".join(unread[:10]) or f"{path} has no worksheet")
     for reason in unread:
         say(f"{reason}; worksheet not read")
     say(f"{path}: {len(rows)} rows")
