@@ -1200,6 +1200,8 @@ def check_writable(*paths: Path) -> None:
 
 def answers_of(path: Path) -> list[dict]:
     """Return the rows of answers.jsonl; ValueError names the first line that is none."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not a regular file")
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         try:
@@ -1334,7 +1336,7 @@ def check_file(path: Path) -> tuple[str, bool]:
 
 
 def check_folder(folder: Path) -> tuple[str, bool]:
-    """Return a table with a row a document of a folder and whether nothing is wrong in any."""
+    """Return a table with a row a document of a folder and whether one was read and none is wrong."""
     table, good = [], True
     for path in sorted(folder.rglob("*")):
         if path.is_dir() or path.name.startswith(("~$", ".")) or path.name.endswith(".layout.docx"):
@@ -1350,7 +1352,7 @@ def check_folder(folder: Path) -> tuple[str, bool]:
         table.append([visible(path.name), kind_of_document(text), kept, (wrong or [""])[0]])
         good = good and not wrong
     names = ["document", "文种", "rules kept", "first fault"]
-    return pd.DataFrame(table, columns=names).to_markdown(index=False), good and bool(table)
+    return pd.DataFrame(table, columns=names).to_markdown(index=False), good and any(row[2] for row in table)
 
 
 def visible(text: str) -> str:
@@ -1366,7 +1368,7 @@ for name in sys.argv[1:] or [OUTPUT]:
     try:
         if not name:  # Path("") is the working directory
             raise ValueError("which document, folder or run? The name is empty")
-        if (path / "answers.jsonl").is_file():
+        if os.path.lexists(path / "answers.jsonl"):
             said, good = score_run(path), True
         else:
             said, good = check_folder(path) if path.is_dir() else check_file(path)
