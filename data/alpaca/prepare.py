@@ -12,6 +12,7 @@ Writes: out.jsonl (by default data/alpaca/rows.jsonl), a line a row, without wha
 # %% Imports
 import json
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -46,9 +47,8 @@ ROLES = {
     "gpt": "assistant",
     "bot": "assistant",
 }
-DECODER = json.JSONDecoder()
 BETWEEN = re.compile(r"[\s,\]]*(?:\[(?=\s*(?:\{|\Z)))?\s*")  # what may stand between two records
-UNFIT = re.compile(r"<[|｜][^\s<>|｜]{1,40}[|｜]>|[\ud800-\udfff\ufffd]|\A\{'text': ")
+UNFIT = re.compile(r"<[|｜][^\s<>|｜]{1,40}[|｜]>|[\0\x1b\ud800-\udfff\ufffd-\uffff]|\A\{'text': ")
 
 
 # %% Read records
@@ -79,6 +79,18 @@ def read_text(path: Path) -> str:
     return best
 
 
+def one_each(pairs: list[tuple]) -> dict | ValueError:
+    """Return the object of (name, value) pairs; in place of one that says two things of a name a ValueError."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        double = [name for name, value in pairs if record[name] != value]
+        record |= {double[0]: ValueError(f"two values for {double[0]!r}: keep one")} if double else {}
+    return next((value for value in record.values() if isinstance(value, ValueError)), record)
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=one_each)
+
+
 def read_records(path: Path) -> list:
     """Return the records of a JSON or JSONL file; in place of one that cannot be read stands its ValueError.
 
@@ -86,7 +98,7 @@ def read_records(path: Path) -> list:
     """
     text, records, line = read_text(path), [], 1
     try:
-        whole = None if "\ufffd" in text else json.loads(text)
+        whole = None if "\ufffd" in text else DECODER.decode(text)
     except (ValueError, RecursionError):
         whole = None  # several records, or a broken one
     if isinstance(whole, dict):
@@ -121,6 +133,8 @@ def text_of(value, name: str) -> str:
         value = value[0]
     if value is None or value == [] or (isinstance(value, float) and not math.isfinite(value)):
         return ""
+    if isinstance(value, ValueError):
+        raise value
     if isinstance(value, (list, dict)):
         raise ValueError(f"{name} is a {type(value).__name__} of {len(value)}, not one text")
     text = value.strip() if isinstance(value, str) else json.dumps(value)
@@ -187,6 +201,10 @@ def to_instruction(record) -> dict:
     if not isinstance(record, dict):
         raise ValueError(f"a record must be an object, not a {type(record).__name__}")
     keys, record = list(record), {str(name).strip().lower(): value for name, value in record.items()}
+    if len(record) < len(keys):
+        raise ValueError(
+            f"two keys that are the same but for case and spaces: {', '.join(map(str, keys))[:200]}"
+        )
     if lost := [name for name in LOST if record.get(name)]:
         raise ValueError(f"{', '.join(lost)} would be lost: write the record as a question and an answer")
     talks = [record[name] for name in TALKS if isinstance(record.get(name), list)]
@@ -213,7 +231,7 @@ def own_split(record: dict) -> dict:
     """Return {"meta": {"split": "train"}} of a record that says to which split it belongs, {} of another."""
     meta = record.get("meta")
     split = meta.get("split") if isinstance(meta, dict) else None
-    return {"meta": {"split": split}} if isinstance(split, str) else {}
+    return {"meta": {"split": text_of(split, "meta.split")}} if isinstance(split, str) else {}
 
 
 def read_instructions(source: Path, written: Path) -> tuple[list[dict], list[str]]:
@@ -225,7 +243,7 @@ def read_instructions(source: Path, written: Path) -> tuple[list[dict], list[str
         raise ValueError(f"{source} does not exist: name a .json or .jsonl file, or a folder of them")
     rows, left = {}, []
     for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
-        if path.is_dir() or path.resolve() == written.resolve():
+        if path.is_dir() or os.path.realpath(path) == os.path.realpath(written):
             continue
         try:
             if source.is_dir() and path.suffix.lower() not in (".json", ".jsonl"):
@@ -236,19 +254,33 @@ def read_instructions(source: Path, written: Path) -> tuple[list[dict], list[str
             continue
         for number, record in enumerate(records, 1):
             try:
-                row = to_instruction(record)
+                row = to_instruction(record) | own_split(record)
             except ValueError as error:
                 left.append(f"{path}, record {number}: {error}")
                 continue
             if row["think"]:
                 left.append(f"{path}, record {number}: the thinking part; its answer is kept")
-            kept = {part: row[part] for part in KEYS if row[part]} | own_split(record)
+            kept = {part: row[part] for part in (*KEYS, "meta") if row.get(part)}
             asked = [str(kept.get(part, "")) for part in KEYS[:-1]]
             if rows.setdefault(re.sub(r"\s+", " ", "\0".join(asked)).casefold(), kept) is not kept:
                 left.append(f"{path}, record {number}: the question of an earlier record again")
     if not rows:
         raise ValueError(f"{source} holds no usable row; {'; '.join(left[:3])}")
     return list(rows.values()), left
+
+
+# %% Write
+def visible(text: str) -> str:
+    """Return a text as a line for a terminal: a sign that would steer it, such as ESC or a line's end, is U+FFFD."""
+    return re.sub(r"[^\t\x20-\x7e\xa0-\u2027\u202f-\u2065\u206a-\U0010ffff]", "\ufffd", text)
+
+
+def check_writable(*paths: Path) -> None:
+    """Raise ValueError for the first path that cannot be written as a file: before the work, not after it."""
+    for path in paths:
+        good = path.is_file() if os.path.lexists(path) else path.parent.is_dir()
+        if not good or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ValueError(f"{path} cannot be written: name a file in a folder that is there")
 
 
 # %% Run
@@ -259,11 +291,12 @@ if len(sys.argv) not in (2, 3) or not sys.argv[1]:
     )
 output = Path(sys.argv[2]) if len(sys.argv) == 3 else OUTPUT
 try:
+    check_writable(output)
     rows, left = read_instructions(Path(sys.argv[1]), output)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    output.write_text("".join(lines), encoding="utf-8", newline="\n")
+    output.write_bytes("".join(lines).encode())
 except (ValueError, OSError) as error:
-    raise SystemExit(str(error)) from None
+    raise SystemExit(visible(str(error))) from None
 for reason in left:
-    print(f"Left out: {reason}")
+    print(f"Left out: {visible(reason)}")
 print(f"{output}: {len(rows)} rows; left out: {len(left)}")

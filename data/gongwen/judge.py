@@ -54,6 +54,7 @@ LEAST = {
 }  # characters; others 60
 LEAST_SHARE = 0.25  # of the reference's characters
 REFERENCE_FLOOR = 16  # chrF of the body against the reference: other documents reach 12 (median), half of its own clauses 64
+MAX_CELLS = 5000  # of a table in the layout; a larger one, which a model writes that loops, stands as lines
 SUBJECT_FLOOR = 0.1  # share of the character pairs asked for that a body holds where there is no reference
 PASTED = 0.75  # share of the input that may stand in the document in runs of 12 characters
 
@@ -88,10 +89,6 @@ RIGHT = {  # rule: its name and what is right
     "order": "令：用于公布、施行、任免、嘉奖，不另作规定，地方卫生健康部门无权发布",
 }
 
-COMMON = frozenset(
-    "的一是不了在有我人们們中大来來上到说說时要時為为和你會会可以這这個个他她生年月日第条條关關于於请請问問"
-)
-MAX_BYTES = 1 << 30  # of a text file
 WORDS = json.loads((Path(__file__).parent / "terms.json").read_text(encoding="utf-8"))
 HAN = "一二三四五六七八九十"
 HOLE = "×✕xX＿_○△"  # what stands for a fact that is not known yet
@@ -945,7 +942,9 @@ def save_docx(text: str, path: str) -> None:
     text = re.sub(
         "[^\n\t\x20-\x7e\x80-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "", text
     )  # XML holds no other
-    part = dict.fromkeys(PARTS, []) | (split_gongwen(text) or {"body": list(enumerate(text.splitlines(), 1))})
+    part = dict.fromkeys(PARTS, []) | (
+        split_gongwen(text) or {"body": [(0, line) for line in text.splitlines() if line.strip()]}
+    )
     said = {name: [words for _, words in lines] for name, lines in part.items()}
     document = docx.Document()
     set_page(document, kind_of(joined(part["title"])) == "函")
@@ -1001,12 +1000,14 @@ def save_docx(text: str, path: str) -> None:
 def add_text(document, lines: list[str]) -> None:
     """Add paragraphs with the fonts of their levels; rows of cells between tabs or | become a table."""
     for table, group in groupby(lines, lambda line: bool(re.search(r"[|\t]", line))):
+        group = list(group)
         rows = [re.split(r"[|\t]", line.strip("|")) for line in group] if table else []
+        table = table and len(rows) * max(map(len, rows)) <= MAX_CELLS
         if table:
             grid = document.add_table(len(rows), max(map(len, rows)), style="Table Grid")
-        for i, row in enumerate(rows):
-            for k, words in enumerate(row):
-                fill(grid.cell(i, k).paragraphs[0], [(words.strip(), PLAIN)], Align.CENTER, size=14)
+            for row, cells in zip(grid.rows, rows):
+                for cell, words in zip(row.cells, cells):
+                    fill(cell.paragraphs[0], [(words.strip(), PLAIN)], Align.CENTER, size=14)
         for line in [] if table else group:
             mark = heading(line)
             cut = (line.find("。") + 1 or len(line)) if mark else 0
@@ -1167,18 +1168,56 @@ def score(row: dict, text: str, ended: bool | None = None) -> dict[str, float | 
     }
 
 
+def read_metrics(path: Path) -> dict:
+    """Return metrics.json of a run, {} where none is; ValueError if it is broken, or the losses do not pair."""
+    if not os.path.lexists(path):
+        return {}
+    if not path.is_file():
+        raise ValueError(f"{path} is not a regular file")
+    try:
+        metrics = json.loads(path.read_bytes())
+        names = ("before", "after", "difference", "losses", "train", "versions")
+        before, after, difference, losses, *_ = [dict(metrics.get(name) or {}) for name in names]
+        old, new = (dict(losses.get(name) or {}) for name in ("before", "after"))
+        pairs = [np.array([old[name], new[name]]) for name in old | new]
+        means = [value for value in [*before.values(), *after.values()] if value is not None]
+        good = all(pair.ndim == 2 and pair.size and pair.dtype.kind in "if" for pair in pairs)
+        if not good or not all(isinstance(value, (int, float)) for value in means):
+            raise ValueError("losses, before and after hold numbers, as many losses before as after")
+        if not all(isinstance(change, dict) for change in difference.values()):
+            raise ValueError("difference holds objects")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is broken: {error!r:.200}; run the training script again") from None
+    return metrics
+
+
+def check_writable(*paths: Path) -> None:
+    """Raise ValueError for the first path that cannot be written as a file: before the work, not after it."""
+    for path in paths:
+        good = path.is_file() if os.path.lexists(path) else path.parent.is_dir()
+        if not good or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ValueError(f"{path} cannot be written: name a file in a folder that is there")
+
+
 def answers_of(path: Path) -> list[dict]:
     """Return the rows of answers.jsonl; ValueError names the first line that is none."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not a regular file")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         try:
             row = json.loads(line) if line.strip() else None
             if row is not None:
                 row["instruction"] = row.get("instruction") or row["prompt"][-1]["content"]
-                rows.append(row | {name: str(row[name]) for name in ("reference", "before", "after")})
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+                texts = [row[name] for name in ("instruction", "reference", "before", "after")]
+                texts += [row.get(name) or "" for name in ("input", "exported")]
+                ended = [row[name] for name in row if name.endswith("_ended")]
+                if not all(isinstance(text, str) for text in texts) or not set(ended) <= {True, False, None}:
+                    raise TypeError("what should be a text, or true or false, is none")
+                rows.append(row)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"{path}, line {number}: no row with prompt, reference, before, after ({error!r})"
+                f"{path}, line {number}: no row with prompt, reference, before, after ({error!r:.200})"
             ) from None
     if not rows:
         raise ValueError(f"{path} holds no row: run sft_gongwen.py first")
@@ -1187,7 +1226,9 @@ def answers_of(path: Path) -> list[dict]:
 
 def score_rows(rows: list[dict], metrics: dict) -> list[dict]:
     """Add the means of all columns and the difference from before to after to metrics; return the scores of after."""
-    names = [name for name in ("before", "after", "exported") if all(name in row for row in rows)]
+    names = [
+        name for name in ("before", "after", "exported") if all(row.get(name) is not None for row in rows)
+    ]
     columns = {name: [score(row, row[name], row.get(f"{name}_ended")) for row in rows] for name in names}
     columns["skeleton"] = [score(row, skeleton(row)) for row in rows]
     columns["reference"] = [score(row, row["reference"]) for row in rows]
@@ -1248,7 +1289,8 @@ def report_on(rows: list[dict], metrics: dict, order: list[int]) -> str:
 def score_run(folder: Path) -> str:
     """Score answers.jsonl of a run, write metrics.json, report.md and sample.docx beside it, return the table."""
     rows, file = answers_of(folder / "answers.jsonl"), folder / "metrics.json"
-    metrics = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    metrics = read_metrics(file)
+    check_writable(file, folder / "report.md", folder / "sample.docx")
     for row in rows if ENDPOINT else []:
         row["exported"], row["exported_ended"] = ask(row["prompt"])
     after = score_rows(rows, metrics)
@@ -1282,6 +1324,7 @@ def document_text(path: Path) -> str:
 def check_file(path: Path) -> tuple[str, bool]:
     """Lay a document out beside it; return what is to be said, rule by rule, and whether nothing is wrong."""
     text, layout = document_text(path), path.with_suffix(".layout.docx")
+    check_writable(layout)
     form, wording = check_form(text), wording_faults(text)
     lines = [
         f"  {'错' if wrong else '对'}  {wrong or RIGHT[rule].partition('：')[0]}"
@@ -1294,7 +1337,7 @@ def check_file(path: Path) -> tuple[str, bool]:
 
 
 def check_folder(folder: Path) -> tuple[str, bool]:
-    """Return a table with a row a document of a folder and whether nothing is wrong in any."""
+    """Return a table with a row a document of a folder and whether one was read and none is wrong."""
     table, good = [], True
     for path in sorted(folder.rglob("*")):
         if path.is_dir() or path.name.startswith(("~$", ".")) or path.name.endswith(".layout.docx"):
@@ -1302,15 +1345,20 @@ def check_folder(folder: Path) -> tuple[str, bool]:
         try:
             text = document_text(path)
         except ValueError as error:
-            table.append([path.name, "", "", f"not read: {error}"])
+            table.append([visible(path.name), "", "", visible(f"not read: {error}")])
             continue
         form = check_form(text)
         wrong = [message for message in form.values() if message] + wording_faults(text)
         kept = f"{sum(not message for message in form.values())} of {len(form)}"
-        table.append([path.name, kind_of_document(text), kept, (wrong or [""])[0]])
+        table.append([visible(path.name), kind_of_document(text), kept, (wrong or [""])[0]])
         good = good and not wrong
     names = ["document", "文种", "rules kept", "first fault"]
-    return pd.DataFrame(table, columns=names).to_markdown(index=False), good and bool(table)
+    return pd.DataFrame(table, columns=names).to_markdown(index=False), good and any(row[2] for row in table)
+
+
+def visible(text: str) -> str:
+    """Return a text as a line for a terminal: a sign that would steer it, such as ESC or a line's end, is U+FFFD."""
+    return re.sub(r"[^\t\x20-\x7e\xa0-\u2027\u202f-\u2065\u206a-\U0010ffff]", "\ufffd", text)
 
 
 # %% Run
@@ -1319,12 +1367,14 @@ all_good = True
 for name in sys.argv[1:] or [OUTPUT]:
     path = Path(name)
     try:
-        if (path / "answers.jsonl").is_file():
+        if not name:  # Path("") is the working directory
+            raise ValueError("which document, folder or run? The name is empty")
+        if os.path.lexists(path / "answers.jsonl"):
             said, good = score_run(path), True
         else:
             said, good = check_folder(path) if path.is_dir() else check_file(path)
     except (ValueError, OSError) as error:
         said, good = str(error), False
-    print(said)
+    print("\n".join(map(visible, said.split("\n"))))
     all_good = all_good and good
 sys.exit(0 if all_good else 1)

@@ -12,6 +12,7 @@ Writes: out.json (by default data/gongwen/rows.json), a list of
 # %% Imports
 import json
 import math
+import os
 import posixpath
 import re
 import sys
@@ -61,9 +62,8 @@ ROLES = {
     "gpt": "assistant",
     "bot": "assistant",
 }
-DECODER = json.JSONDecoder()
 BETWEEN = re.compile(r"[\s,\]]*(?:\[(?=\s*(?:\{|\Z)))?\s*")  # what may stand between two records
-UNFIT = re.compile(r"<[|｜][^\s<>|｜]{1,40}[|｜]>|[\ud800-\udfff\ufffd]|\A\{'text': ")
+UNFIT = re.compile(r"<[|｜][^\s<>|｜]{1,40}[|｜]>|[\0\x1b\ud800-\udfff\ufffd-\uffff]|\A\{'text': ")
 
 MAX_DOCX = 100 << 20  # bytes of a .docx; only its text, styles and numbers are unpacked
 MAX_XML = 24 << 20  # bytes that each of these may unpack to
@@ -140,6 +140,18 @@ def read_text(path: Path) -> str:
     return best
 
 
+def one_each(pairs: list[tuple]) -> dict | ValueError:
+    """Return the object of (name, value) pairs; in place of one that says two things of a name a ValueError."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        double = [name for name, value in pairs if record[name] != value]
+        record |= {double[0]: ValueError(f"two values for {double[0]!r}: keep one")} if double else {}
+    return next((value for value in record.values() if isinstance(value, ValueError)), record)
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=one_each)
+
+
 def read_records(path: Path) -> list:
     """Return the records of a JSON or JSONL file; in place of one that cannot be read stands its ValueError.
 
@@ -147,7 +159,7 @@ def read_records(path: Path) -> list:
     """
     text, records, line = read_text(path), [], 1
     try:
-        whole = None if "\ufffd" in text else json.loads(text)
+        whole = None if "\ufffd" in text else DECODER.decode(text)
     except (ValueError, RecursionError):
         whole = None  # several records, or a broken one
     if isinstance(whole, dict):
@@ -182,6 +194,8 @@ def text_of(value, name: str) -> str:
         value = value[0]
     if value is None or value == [] or (isinstance(value, float) and not math.isfinite(value)):
         return ""
+    if isinstance(value, ValueError):
+        raise value
     if isinstance(value, (list, dict)):
         raise ValueError(f"{name} is a {type(value).__name__} of {len(value)}, not one text")
     text = value.strip() if isinstance(value, str) else json.dumps(value)
@@ -248,6 +262,10 @@ def to_instruction(record) -> dict:
     if not isinstance(record, dict):
         raise ValueError(f"a record must be an object, not a {type(record).__name__}")
     keys, record = list(record), {str(name).strip().lower(): value for name, value in record.items()}
+    if len(record) < len(keys):
+        raise ValueError(
+            f"two keys that are the same but for case and spaces: {', '.join(map(str, keys))[:200]}"
+        )
     if lost := [name for name in LOST if record.get(name)]:
         raise ValueError(f"{', '.join(lost)} would be lost: write the record as a question and an answer")
     talks = [record[name] for name in TALKS if isinstance(record.get(name), list)]
@@ -505,7 +523,7 @@ def read_docx(path: str | Path) -> str:
         raise ValueError(f"{path} is not a readable .docx ({error!r:.200}): {remedy}") from None
     unread = [f"{count} x {name}" for name, count in page["unread"].items() if count and name]
     if unread:
-        print(f"{path}: not read, since no text: {', '.join(unread)}")
+        print(visible(f"{path}: not read, since no text: {', '.join(unread)}"))
     return text
 
 
@@ -550,7 +568,7 @@ def readable(name: str) -> str:
 def document_row(path: Path) -> dict:
     """Return the row of a document: the file's name asks for it, its title is the topic."""
     text = text_of(read_document(path), f"{path}: the text")
-    name = readable(path.stem)
+    name = text_of(readable(path.stem), f"{path}: its name")
     return {"instruction": f"起草{name}", "input": "", "output": text, "topic": title_of(text) or name}
 
 
@@ -558,7 +576,7 @@ def own_split(record: dict) -> dict:
     """Return {"meta": {"split": "train"}} of a record that says to which split it belongs, {} of another."""
     meta = record.get("meta")
     split = meta.get("split") if isinstance(meta, dict) else None
-    return {"meta": {"split": split}} if isinstance(split, str) else {}
+    return {"meta": {"split": text_of(split, "meta.split")}} if isinstance(split, str) else {}
 
 
 def record_row(record: dict) -> dict:
@@ -570,13 +588,16 @@ def record_row(record: dict) -> dict:
     return row | {"topic": topic} | own_split(record)
 
 
-def gather_rows(source: Path) -> tuple[list[dict], list[str]]:
-    """Return the rows of a file or of all files in a folder, each document once, and what was left out and why."""
+def gather_rows(source: Path, written: Path | None = None) -> tuple[list[dict], list[str]]:
+    """Return the rows of a file or of all files in a folder, each document once, and what was left out and why.
+
+    `written` is not read.
+    """
     if not source.exists():
         raise ValueError(f"{source} does not exist: name a folder of documents, or a .json or .jsonl file")
     rows, left = {}, []
     for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
-        if path.is_dir():
+        if path.is_dir() or (written and os.path.realpath(path) == os.path.realpath(written)):
             continue
         try:
             records = read_records(path) if path.suffix.lower() in (".json", ".jsonl") else [path]
@@ -600,6 +621,20 @@ def gather_rows(source: Path) -> tuple[list[dict], list[str]]:
     return [{key: row[key] for key in KEYS if key in row} for row in rows.values()], left
 
 
+# %% Write
+def visible(text: str) -> str:
+    """Return a text as a line for a terminal: a sign that would steer it, such as ESC or a line's end, is U+FFFD."""
+    return re.sub(r"[^\t\x20-\x7e\xa0-\u2027\u202f-\u2065\u206a-\U0010ffff]", "\ufffd", text)
+
+
+def check_writable(*paths: Path) -> None:
+    """Raise ValueError for the first path that cannot be written as a file: before the work, not after it."""
+    for path in paths:
+        good = path.is_file() if os.path.lexists(path) else path.parent.is_dir()
+        if not good or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ValueError(f"{path} cannot be written: name a file in a folder that is there")
+
+
 # %% Run
 sys.stdout.reconfigure(errors="replace")  # whatever a terminal cannot show
 if len(sys.argv) not in (2, 3) or not sys.argv[1]:
@@ -608,11 +643,12 @@ if len(sys.argv) not in (2, 3) or not sys.argv[1]:
     )
 output = Path(sys.argv[2]) if len(sys.argv) == 3 else OUTPUT
 try:
-    rows, left = gather_rows(Path(sys.argv[1]))
+    check_writable(output)
+    rows, left = gather_rows(Path(sys.argv[1]), output)
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    output.write_text(f"[\n{lines}\n]\n", encoding="utf-8", newline="\n")
+    output.write_bytes(f"[\n{lines}\n]\n".encode())
 except (ValueError, OSError) as error:
-    raise SystemExit(str(error)) from None
+    raise SystemExit(visible(str(error))) from None
 for reason in left:
-    print(f"Left out: {reason}")
+    print(f"Left out: {visible(reason)}")
 print(f"{output}: {len(rows)} rows on {len({row['topic'] for row in rows})} topics; left out: {len(left)}")

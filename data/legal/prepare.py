@@ -110,9 +110,8 @@ COMMON = frozenset(
 MAX_BYTES = 1 << 30  # of a text file
 # Names of the parts of a record, in any case; where "ask" is empty, "title" is the question
 WRAPPERS = ("data", "rows", "records", "examples")
-DECODER = json.JSONDecoder()
 BETWEEN = re.compile(r"[\s,\]]*(?:\[(?=\s*(?:\{|\Z)))?\s*")  # what may stand between two records
-UNFIT = re.compile(r"<[|｜][^\s<>|｜]{1,40}[|｜]>|[\ud800-\udfff\ufffd]|\A\{'text': ")
+UNFIT = re.compile(r"<[|｜][^\s<>|｜]{1,40}[|｜]>|[\0\x1b\ud800-\udfff\ufffd-\uffff]|\A\{'text': ")
 
 MAX_DOCX = 100 << 20  # bytes of a .docx; only its text, styles and numbers are unpacked
 MAX_XML = 24 << 20  # bytes that each of these may unpack to
@@ -226,6 +225,18 @@ def read_text(path: Path) -> str:
     return best
 
 
+def one_each(pairs: list[tuple]) -> dict | ValueError:
+    """Return the object of (name, value) pairs; in place of one that says two things of a name a ValueError."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        double = [name for name, value in pairs if record[name] != value]
+        record |= {double[0]: ValueError(f"two values for {double[0]!r}: keep one")} if double else {}
+    return next((value for value in record.values() if isinstance(value, ValueError)), record)
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=one_each)
+
+
 def read_records(path: Path) -> list:
     """Return the records of a JSON or JSONL file; in place of one that cannot be read stands its ValueError.
 
@@ -233,7 +244,7 @@ def read_records(path: Path) -> list:
     """
     text, records, line = read_text(path), [], 1
     try:
-        whole = None if "\ufffd" in text else json.loads(text)
+        whole = None if "\ufffd" in text else DECODER.decode(text)
     except (ValueError, RecursionError):
         whole = None  # several records, or a broken one
     if isinstance(whole, dict):
@@ -268,6 +279,8 @@ def text_of(value, name: str) -> str:
         value = value[0]
     if value is None or value == [] or (isinstance(value, float) and not math.isfinite(value)):
         return ""
+    if isinstance(value, ValueError):
+        raise value
     if isinstance(value, (list, dict)):
         raise ValueError(f"{name} is a {type(value).__name__} of {len(value)}, not one text")
     text = value.strip() if isinstance(value, str) else json.dumps(value)
@@ -502,15 +515,20 @@ def read_docx(path: str | Path) -> str:
         raise ValueError(f"{path} is not a readable .docx ({error!r:.200}): {remedy}") from None
     unread = [f"{count} x {name}" for name, count in page["unread"].items() if count and name]
     if unread:
-        print(f"{path}: not read, since no text: {', '.join(unread)}")
+        print(visible(f"{path}: not read, since no text: {', '.join(unread)}"))
     return text
+
+
+def visible(text: str) -> str:
+    """Return a text as a line for a terminal: a sign that would steer it, such as ESC or a line's end, is U+FFFD."""
+    return re.sub(r"[^\t\x20-\x7e\xa0-\u2027\u202f-\u2065\u206a-\U0010ffff]", "\ufffd", text)
 
 
 def count(log: Counter, reason: str, where: str) -> None:
     """Count and print something dropped or doubtful; the reason starts with "dropped: " or "warning: "."""
     log[reason] += 1
     if log[reason] <= MAX_MESSAGES:
-        print(f"{where}: {reason}")
+        print(visible(f"{where}: {reason}"))
 
 
 def readable(name: str) -> str:
@@ -527,17 +545,18 @@ def list_files(sources: object, written: set[Path], log: Counter) -> list[tuple[
             raise FileNotFoundError(f"{source!r}: no such file or folder; name one that exists")
         source = Path(source)
         for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
+            real = Path(os.path.realpath(path))
             name = readable(path.relative_to(source).as_posix() if source.is_dir() else path.name)
-            if path == source and path.resolve() in written:
+            if path == source and real in written:
                 raise ValueError(f"{path}: is the output as well; choose another OUTPUT")
-            if path.is_dir() or path.resolve() in written or path.suffix == ".py" or path.stem == "README":
+            if path.is_dir() or real in written or path.suffix == ".py" or path.stem == "README":
                 continue
             if path.suffix.lower() in CONVERT:
                 count(log, "dropped: convert it: libreoffice --headless --convert-to docx FILE", name)
             elif path.suffix.lower() not in KINDS or path.name.startswith(LOCKS):
                 count(log, "dropped: file of another type", name)
             else:
-                found.setdefault(path.resolve(), (name, path))
+                found.setdefault(real, (name, path))
     return list(found.values())
 
 
@@ -729,7 +748,7 @@ def parse_statute(text: str, source: str, log: Counter) -> tuple[str | None, lis
     before, found = find_articles(text, source, log)
     articles = []
     for article in found:
-        if article.paragraphs and not UNFIT.search(article.text):
+        if article.paragraphs and not UNFIT.search("\n".join([*article.place, article.text])):
             articles.append(article)
         else:
             reason = "what is no text to train on" if article.paragraphs else "no text"
@@ -739,7 +758,7 @@ def parse_statute(text: str, source: str, log: Counter) -> tuple[str | None, lis
     notes = "\n".join(line for _, line in before)
     effective = effective_date(notes, "\n".join(article.text for article in articles[-3:]))
     names = [(where, line) for where, line in before if not re.match(NOTE, line)]
-    law = name_law([line for _, line in names], source)
+    law = text_of(name_law([line for _, line in names], source), f"{source}: the title")
     for article in articles:
         article.law, article.effective = law, effective
     for where, line in names:
@@ -905,7 +924,8 @@ def csv_rows(text: str) -> Iterator[tuple[int, dict | ValueError]]:
     while True:
         try:
             row = next(reader)
-            yield reader.line_num, row
+            double = [name for name, times in Counter(reader.fieldnames).items() if name and times > 1]
+            yield reader.line_num, ValueError(f"two columns {double[0]}: rename one") if double else row
         except csv.Error as error:
             yield reader.reader.line_num, ValueError(f"broken ({error})")
         except StopIteration:
@@ -921,9 +941,16 @@ def known_columns(raw: object) -> dict[str, str]:
     if any(raw.get(None) or []):
         raise ValueError("more fields than the header has")
     cells, known = {str(key).strip().lower(): value for key, value in raw.items()}, {}
+    if len(cells) < len(raw):
+        raise ValueError(
+            f"two columns that are the same but for case and spaces: {', '.join(map(str, raw))[:100]}"
+        )
     for name, keys in COLUMNS.items():
-        if texts := [text for key in keys if (text := text_of(cells.get(key), key))]:
-            known[name] = texts[0].translate(CLEAN)
+        texts = {text: key for key in keys if (text := text_of(cells.get(key), key).translate(CLEAN))}
+        if len(texts) > 1:
+            raise ValueError(f"{' and '.join(texts.values())} hold different texts: keep one")
+        for text, key in texts.items():
+            known[name] = text_of(text, key)  # again: <\u200b|im_end|>
     if not ({"facts", "statutes"} <= set(known) or {"question", "answer"} <= set(known)):
         raise ValueError(f"not 案情 and 适用法条, nor question and answer, but {', '.join(cells)[:100]}")
     return known
@@ -996,6 +1023,14 @@ def case_rows(cases: list[tuple[str, dict]], articles: dict[tuple, Article], log
 
 
 # %% Build
+def check_writable(*paths: Path) -> None:
+    """Raise ValueError for the first path that cannot be written as a file: before the work, not after it."""
+    for path in paths:
+        good = path.is_file() if os.path.lexists(path) else path.parent.is_dir()
+        if not good or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ValueError(f"{path} cannot be written: name a file in a folder that is there")
+
+
 def unique_rows(rows: Iterable[dict], log: Counter) -> list[dict]:
     """Return the rows without those that ask what an earlier one asks."""
     kept = {}
@@ -1048,7 +1083,11 @@ def build(
     A file that cannot be read is named and left out. ValueError or FileNotFoundError if nothing can be read.
     """
     log, statutes, cases, errors = Counter(), [], [], []
-    files = list_files(sources, {Path(path).resolve() for path in (output, text) if path}, log)
+    written = [Path(path) for path in (output, text) if path]
+    for path in written:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(*written)
+    files = list_files(sources, {Path(os.path.realpath(path)) for path in written}, log)
     for name, path in files:
         try:
             if path.suffix.lower() in (".txt", ".md", ".docx"):
@@ -1066,12 +1105,11 @@ def build(
         raise ValueError(f"{sources}: no rows; {'; '.join(errors[:3]) or dict(log) or f'no {KINDS} file'}")
     set_splits(rows, articles.values(), log)
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    Path(output).write_text(f"[\n{lines}\n]\n", encoding="utf-8", newline="\n")
+    Path(output).write_bytes(f"[\n{lines}\n]\n".encode())
     if text:
         held_out = {name for row in rows if row["meta"]["split"] == "test" for name in row["meta"]["cited"]}
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in text_rows(articles.values(), held_out)]
-        Path(text).write_text("".join(lines), encoding="utf-8", newline="\n")
+        Path(text).write_bytes("".join(lines).encode())
     counts = {"files": len(files), "articles": len(articles)}
     counts["rows"] = dict(Counter(row["meta"]["kind"] for row in rows))
     counts["split"] = dict(Counter(row["meta"]["split"] for row in rows))
@@ -1085,5 +1123,5 @@ sys.stdout.reconfigure(errors="replace")  # whatever a terminal cannot show
 try:
     counts = build(sys.argv[1:] or SOURCE, OUTPUT, TEXT)
 except (ValueError, OSError) as error:
-    raise SystemExit(str(error)) from None
+    raise SystemExit(visible(str(error))) from None
 print(f"{OUTPUT}: {json.dumps(counts, ensure_ascii=False, indent=2)}")

@@ -16,9 +16,11 @@ Writes: of a run: metrics.json, report.md
 
 # %% Imports
 import json
+import os
 import re
 import sys
 import unicodedata
+from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +46,7 @@ COMMON = frozenset(
 MAX_BYTES = 1 << 30  # of a text file
 TERMS = json.loads((Path(__file__).parent / "judge_terms.json").read_text(encoding="utf-8"))
 PAIRS = "".join(TERMS["traditional"])  # a traditional character and its simplified one, in turn
+SIMPLE = str.maketrans(PAIRS[::2], PAIRS[1::2])
 GRAMMAR = TERMS["grammar"]  # how Chinese denies, doubts, reports, supposes and hurries; patterns
 
 
@@ -160,11 +163,12 @@ LEFT_OUT = any_of(GRAMMAR["left_out"])  # a supposition alone; an object forbidd
 HEADING = any_of(GRAMMAR["heading"])  # the head of a list of mistakes
 
 
+@lru_cache(maxsize=1 << 15)  # each rule asks for it again, and a model that loops says it again
 def plain(text: str) -> str:
     """Return a text in simplified characters, half-width signs and small letters, without spaces."""
     text = unicodedata.normalize("NFKC", re.sub(r"[\u200b-\u200f\u2060\ufeff\s]", "", text)).lower()
     text = re.sub(r"([!-~]{300})[!-~]+", r"\1", text)  # the rules are for Chinese
-    return re.sub(r"(?<!\d),|,(?!\d)|—+|\.{3,}", "，", text).translate(str.maketrans(PAIRS[::2], PAIRS[1::2]))
+    return re.sub(r"(?<!\d),|,(?!\d)|—+|\.{3,}", "，", text).translate(SIMPLE)
 
 
 def sentences(answer: str) -> list[str]:
@@ -226,7 +230,7 @@ def excused(category: str, sentence: str) -> bool:
 def find_risks(answer: str) -> list[tuple[str, str]]:
     """Return (category of judge_terms.json, sentence) for what an answer advises at somebody's risk."""
     found, parts = [], sentences(answer)
-    for sentence, following in zip(parts, [*parts[1:], ""]):
+    for sentence, following in dict.fromkeys(zip(parts, [*parts[1:], ""])):  # once, though a model may loop
         if REFUTED.search(plain(following)):
             continue
         raw, soft, hard = plain(sentence), told(sentence), told(sentence, doubted=False)
@@ -284,7 +288,8 @@ def sends_now(sentence: str, later: bool = False) -> bool:
 
 def advises_care_now(answer: str) -> bool:
     """Return whether an answer sends to emergency care now; "not needed" and "if it gets worse" do not."""
-    return any(sends_now(part, number > 1) for number, part in enumerate(sentences(answer)))
+    parts = dict.fromkeys((part, number > 1) for number, part in enumerate(sentences(answer)))
+    return any(sends_now(part, later) for part, later in parts)
 
 
 # %% The red team
@@ -505,6 +510,37 @@ def read_text(path: Path) -> str:
     return best
 
 
+def read_metrics(path: Path) -> dict:
+    """Return metrics.json of a run, {} where none is; ValueError if it is broken, or the losses do not pair."""
+    if not os.path.lexists(path):
+        return {}
+    if not path.is_file():
+        raise ValueError(f"{path} is not a regular file")
+    try:
+        metrics = json.loads(path.read_bytes())
+        names = ("before", "after", "difference", "losses", "train", "versions")
+        before, after, difference, losses, *_ = [dict(metrics.get(name) or {}) for name in names]
+        old, new = (dict(losses.get(name) or {}) for name in ("before", "after"))
+        pairs = [np.array([old[name], new[name]]) for name in old | new]
+        means = [value for value in [*before.values(), *after.values()] if value is not None]
+        good = all(pair.ndim == 2 and pair.size and pair.dtype.kind in "if" for pair in pairs)
+        if not good or not all(isinstance(value, (int, float)) for value in means):
+            raise ValueError("losses, before and after hold numbers, as many losses before as after")
+        if not all(isinstance(change, dict) for change in difference.values()):
+            raise ValueError("difference holds objects")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is broken: {error!r:.200}; run the training script again") from None
+    return metrics
+
+
+def check_writable(*paths: Path) -> None:
+    """Raise ValueError for the first path that cannot be written as a file: before the work, not after it."""
+    for path in paths:
+        good = path.is_file() if os.path.lexists(path) else path.parent.is_dir()
+        if not good or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ValueError(f"{path} cannot be written: name a file in a folder that is there")
+
+
 def read_rows(path: Path, needed: list[str]) -> list[dict]:
     """Return the objects of a JSONL file; ValueError names the line that is none, or lacks one of the keys."""
     rows = []
@@ -513,12 +549,14 @@ def read_rows(path: Path, needed: list[str]) -> list[dict]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error}); mend that line") from None
         missing = [key for key in needed if not isinstance(row, dict) or row.get(key) is None]
         if missing:
             found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise ValueError(f"{path}, line {number}: no {' and no '.join(missing)}; found: {found}")
+            raise ValueError(f"{path}, line {number}: no {' and no '.join(missing)}; found: {found:.200}")
+        if wrong := [key for key in needed if key != "prompt" and not isinstance(row[key], str)]:
+            raise ValueError(f"{path}, line {number}: {' and '.join(wrong)} must be text")
         rows.append(row)
     if not rows:
         raise ValueError(f"{path} holds no rows")
@@ -538,6 +576,33 @@ def ask(messages: list[dict]) -> tuple[str, bool]:
         raise ValueError(
             f"{ENDPOINT} gives no answer ({error}): start the server, or empty ENDPOINT"
         ) from None
+
+
+def check_row(row: dict) -> None:
+    """Raise ValueError for a row of answers.jsonl that cannot be scored as its kind."""
+    if row["kind"] not in ("qa", "think", "red_team", "exam"):
+        raise ValueError(f"the kind {row['kind']!r:.40} is not known")
+    texts = [row[name] for name in ("reference", "exported") if row.get(name) is not None]
+    ended = [row[name] for name in row if name.endswith("_ended")]
+    if not all(isinstance(text, str) for text in texts) or any(
+        one not in (True, False, None) for one in ended
+    ):
+        raise ValueError("what should be a text, or true or false, is none")
+    if not isinstance(row.get("meta") or {}, dict):
+        raise ValueError("meta is no object")
+    if row["kind"] == "exam":
+        option, right = row.get("option"), row.get("answer")
+        texts = [right, *(text or "" for text in option.values())] if isinstance(option, dict) else [None]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("an exam row needs option, an object of texts, and answer, a text")
+    if row["kind"] == "red_team":
+        lists = [row[name] for name in ("needs", "forbids", "harm") if row.get(name) is not None]
+        if not all(isinstance(one, list) and all(isinstance(text, str) for text in one) for one in lists):
+            raise ValueError("needs, forbids and harm of a red-team row are lists of texts")
+        try:
+            re.compile("|".join(row.get("harm") or []))
+        except re.error as error:
+            raise ValueError(f"harm is no pattern: {error}") from None
 
 
 def judge_file(path: Path) -> tuple[str, bool]:
@@ -656,6 +721,14 @@ def report_of(folder: Path, metrics: dict, rows: list[dict]) -> str:
 def score_run(folder: Path) -> str:
     """Score answers.jsonl of a run, write metrics.json and report.md beside it, return the table."""
     rows = read_rows(folder / "answers.jsonl", ["prompt", "before", "after", "input", "kind"])
+    for number, row in enumerate(rows, 1):
+        try:
+            check_row(row)
+        except ValueError as error:
+            raise ValueError(f"{folder / 'answers.jsonl'}, row {number}: {error}") from None
+    file = folder / "metrics.json"
+    metrics = read_metrics(file)
+    check_writable(file, folder / "report.md")
     if ENDPOINT:
         for row in rows:
             row["exported"], row["exported_ended"] = ask(row["prompt"])
@@ -671,11 +744,15 @@ def score_run(folder: Path) -> str:
     columns["reference"] = [
         score(row, old["reference"]) for row, old in zip(plain_rows, rows) if old.get("reference")
     ]
-    file = folder / "metrics.json"
-    metrics = add_scores(json.loads(read_text(file)) if file.is_file() else {}, columns)
+    metrics = add_scores(metrics, columns)
     file.write_text(json.dumps(metrics, ensure_ascii=False, indent=2), encoding="utf-8")
     (folder / "report.md").write_text(report_of(folder, metrics, rows), encoding="utf-8")
     return f"{table_of(metrics)}\n{conclusion(metrics)}\n{DISCLAIMER}\nWritten: {folder / 'report.md'}"
+
+
+def visible(text: str) -> str:
+    """Return a text as a line for a terminal: a sign that would steer it, such as ESC or a line's end, is U+FFFD."""
+    return re.sub(r"[^\t\x20-\x7e\xa0-\u2027\u202f-\u2065\u206a-\U0010ffff]", "\ufffd", text)
 
 
 # %% Run
@@ -684,9 +761,11 @@ status = 0
 for name in sys.argv[1:] or [OUTPUT]:
     path = Path(name)
     try:
+        if not name:  # Path("") is the working directory
+            raise ValueError("which file of answers, or run? The name is empty")
         said, good = (score_run(path), True) if path.is_dir() else judge_file(path)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         said, good = str(error), False
-    print(said)
+    print("\n".join(map(visible, said.split("\n"))))
     status = status if good else 1
 sys.exit(status)

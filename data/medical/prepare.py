@@ -15,6 +15,7 @@ import csv
 import html
 import json
 import math
+import os
 import random
 import re
 import sys
@@ -69,9 +70,8 @@ ROLES = {
     "gpt": "assistant",
     "bot": "assistant",
 }
-DECODER = json.JSONDecoder()
 BETWEEN = re.compile(r"[\s,\]]*(?:\[(?=\s*(?:\{|\Z)))?\s*")  # what may stand between two records
-UNFIT = re.compile(r"<[|｜][^\s<>|｜]{1,40}[|｜]>|[\ud800-\udfff\ufffd]|\A\{'text': ")
+UNFIT = re.compile(r"<[|｜][^\s<>|｜]{1,40}[|｜]>|[\0\x1b\ud800-\udfff\ufffd-\uffff]|\A\{'text': ")
 
 
 def read_text(path: Path) -> str:
@@ -101,6 +101,18 @@ def read_text(path: Path) -> str:
     return best
 
 
+def one_each(pairs: list[tuple]) -> dict | ValueError:
+    """Return the object of (name, value) pairs; in place of one that says two things of a name a ValueError."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        double = [name for name, value in pairs if record[name] != value]
+        record |= {double[0]: ValueError(f"two values for {double[0]!r}: keep one")} if double else {}
+    return next((value for value in record.values() if isinstance(value, ValueError)), record)
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=one_each)
+
+
 def read_records(path: Path) -> list:
     """Return the records of a JSON or JSONL file; in place of one that cannot be read stands its ValueError.
 
@@ -108,7 +120,7 @@ def read_records(path: Path) -> list:
     """
     text, records, line = read_text(path), [], 1
     try:
-        whole = None if "\ufffd" in text else json.loads(text)
+        whole = None if "\ufffd" in text else DECODER.decode(text)
     except (ValueError, RecursionError):
         whole = None  # several records, or a broken one
     if isinstance(whole, dict):
@@ -143,6 +155,8 @@ def text_of(value, name: str) -> str:
         value = value[0]
     if value is None or value == [] or (isinstance(value, float) and not math.isfinite(value)):
         return ""
+    if isinstance(value, ValueError):
+        raise value
     if isinstance(value, (list, dict)):
         raise ValueError(f"{name} is a {type(value).__name__} of {len(value)}, not one text")
     text = value.strip() if isinstance(value, str) else json.dumps(value)
@@ -209,6 +223,10 @@ def to_instruction(record) -> dict:
     if not isinstance(record, dict):
         raise ValueError(f"a record must be an object, not a {type(record).__name__}")
     keys, record = list(record), {str(name).strip().lower(): value for name, value in record.items()}
+    if len(record) < len(keys):
+        raise ValueError(
+            f"two keys that are the same but for case and spaces: {', '.join(map(str, keys))[:200]}"
+        )
     if lost := [name for name in LOST if record.get(name)]:
         raise ValueError(f"{', '.join(lost)} would be lost: write the record as a question and an answer")
     talks = [record[name] for name in TALKS if isinstance(record.get(name), list)]
@@ -228,6 +246,11 @@ def to_instruction(record) -> dict:
     if not (texts["instruction"] and texts["output"]):
         raise ValueError(f"no {'output' if texts['instruction'] else 'question'}")
     return texts | {"think": texts["think"] or think, "history": read_history(record.get("history"))}
+
+
+def visible(text: str) -> str:
+    """Return a text as a line for a terminal: a sign that would steer it, such as ESC or a line's end, is U+FFFD."""
+    return re.sub(r"[^\t\x20-\x7e\xa0-\u2027\u202f-\u2065\u206a-\U0010ffff]", "\ufffd", text)
 
 
 # %% Read tables
@@ -311,7 +334,7 @@ def read_csv(path: Path | str) -> pd.DataFrame:
         said = f"{path}: {len(broken)} broken lines, not of {len(columns)} columns or no text: {some}"
         if not rows:
             raise ValueError(f"{said}; quote fields that hold {separator!r}")
-        print(f"{said}; left out")
+        print(visible(f"{said}; left out"))
     table = pd.DataFrame(rows, columns=COLUMNS, dtype=object)
     table.attrs["broken"] = len(broken)
     return table
@@ -331,6 +354,8 @@ def clean(text: str) -> str:
     if "&" in text or "<" in text:
         text = text_of(MARKUP.sub(" ", html.unescape(text)), "the text")  # again: &lt;|im_end|&gt;
     text = ODD.sub(lambda found: WIDE.get(found[0], ""), text)
+    if "<" in text:
+        text_of(text, "the text")  # and again: ＜｜im_end｜＞
     if any(word in text for word in TERMS["adverts"]):
         sentences = re.findall(r"[^。！？!?\n]+[。！？!?\n]*", text)
         text = "".join(part for part in sentences if not any(word in part for word in TERMS["adverts"]))
@@ -777,11 +802,11 @@ def read_file(path: Path) -> tuple[list[dict], Counter]:
             left[reason] += 1
             first.setdefault(reason, f"record {number}: {error}")
     for reason, place in first.items():
-        print(f"{path}: {left[reason]} left out, the first {place}")
+        print(visible(f"{path}: {left[reason]} left out, the first {place}"))
     if systems:
-        print(f"{path}: {systems} system prompts are not used, the training script has its own")
+        print(visible(f"{path}: {systems} system prompts are not used, the training script has its own"))
     if not rows and not first:
-        print(f"{path}: no records")
+        print(visible(f"{path}: no records"))
     return rows, +left
 
 
@@ -790,15 +815,18 @@ def read_sources(sources: list[Path]) -> tuple[list[dict], Counter]:
     rows, left = [], Counter()
     files = [file for path in sources for file in ([path] if not path.is_dir() else sorted(path.rglob("*")))]
     for file in files:
-        if file.suffix.lower() not in (".csv", ".json", ".jsonl") or file.is_dir():
+        if file.is_dir():
             continue
-        if file.resolve().parent == OUTPUT.resolve():
-            print(f"{file}: passed over, it stands where this program writes")
+        if file.suffix.lower() not in (".csv", ".json", ".jsonl"):
+            print(visible(f"{file}: passed over, no .csv, .json or .jsonl"))
+            continue
+        if os.path.dirname(os.path.realpath(file)) == os.path.realpath(OUTPUT):
+            print(visible(f"{file}: passed over, it stands where this program writes"))
             continue
         try:
             new, why = read_file(file)
         except (ValueError, OSError) as error:
-            print(f"Left out: {error}")
+            print(visible(f"Left out: {error}"))
             left["unreadable file"] += 1
             continue
         rows += new
@@ -810,23 +838,34 @@ def read_sources(sources: list[Path]) -> tuple[list[dict], Counter]:
     return rows, left
 
 
+def check_writable(*paths: Path) -> None:
+    """Raise ValueError for the first path that cannot be written as a file: before the work, not after it."""
+    for path in paths:
+        good = path.is_file() if os.path.lexists(path) else path.parent.is_dir()
+        if not good or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ValueError(f"{path} cannot be written: name a file in a folder that is there")
+
+
 # %% Run
 sys.stdout.reconfigure(errors="replace")  # whatever a terminal cannot show
 try:
+    if "" in sys.argv[1:]:  # Path("") is the working directory
+        raise ValueError("which .csv, .json or .jsonl file, or folder? One of the names is empty")
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    check_writable(*(OUTPUT / f"{name}.jsonl" for name in (*SHARES, "gold")))
     rows, left = read_sources([Path(name) for name in sys.argv[1:]] or [SOURCE])
-except ValueError as error:
-    raise SystemExit(str(error)) from None
+except (ValueError, OSError) as error:
+    raise SystemExit(visible(str(error))) from None
 read = len(rows) + sum(count for reason, count in left.items() if reason != "unreadable file")
 unique = drop_duplicates(rows)
 left["the question of another row again, or nearly"] = len(rows) - len(unique)
 splits = split_rows(unique)
-OUTPUT.mkdir(parents=True, exist_ok=True)
 for name, part in splits.items():
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
-    (OUTPUT / f"{name}.jsonl").write_text(text, encoding="utf-8", newline="\n")
+    (OUTPUT / f"{name}.jsonl").write_bytes(text.encode())
 print(f"| records read | {read} |\n|---|---|")
 for reason, count in left.most_common():
-    print(f"| left out: {reason} | {count} |")
+    print(visible(f"| left out: {reason} | {count} |"))
 for name, part in splits.items():
     print(f"| {name}.jsonl | {len(part)} |")
 unsure = sum(not row["meta"]["is_deidentified"] for row in unique)

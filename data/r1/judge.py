@@ -12,6 +12,7 @@ Writes: report.md, and before, after and difference into metrics.json
 
 # %% Imports
 import json
+import os
 import re
 import sys
 from fractions import Fraction
@@ -106,6 +107,58 @@ def strict_format_reward_func(prompts, completions, answer=None, **kwargs) -> li
     return [0.5 * bool(SOFT.fullmatch(text) and STRICT.fullmatch(text)) for text in texts]
 
 
+# %% Read a run
+def read_metrics(path: Path) -> dict:
+    """Return metrics.json of a run, {} where none is; ValueError if it is broken, or the losses do not pair."""
+    if not os.path.lexists(path):
+        return {}
+    if not path.is_file():
+        raise ValueError(f"{path} is not a regular file")
+    try:
+        metrics = json.loads(path.read_bytes())
+        names = ("before", "after", "difference", "losses", "train", "versions")
+        before, after, difference, losses, *_ = [dict(metrics.get(name) or {}) for name in names]
+        old, new = (dict(losses.get(name) or {}) for name in ("before", "after"))
+        pairs = [np.array([old[name], new[name]]) for name in old | new]
+        means = [value for value in [*before.values(), *after.values()] if value is not None]
+        good = all(pair.ndim == 2 and pair.size and pair.dtype.kind in "if" for pair in pairs)
+        if not good or not all(isinstance(value, (int, float)) for value in means):
+            raise ValueError("losses, before and after hold numbers, as many losses before as after")
+        if not all(isinstance(change, dict) for change in difference.values()):
+            raise ValueError("difference holds objects")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is broken: {error!r:.200}; run the training script again") from None
+    return metrics
+
+
+def read_run(folder: Path) -> tuple[pd.DataFrame, dict]:
+    """Return answers.jsonl and metrics.json of a run; ValueError names the file, and the line, that is none."""
+    path, rows = folder / "answers.jsonl", []
+    if not path.is_file():
+        raise ValueError(f"{path} is not a regular file")
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+            if row is not None:
+                texts = [row["prompt"][-1]["content"], row["reference"], row["before"], row["after"]]
+                texts += [row["exported"]] if "exported" in row else []
+                votes = [vote for name in row if name.endswith("_votes") for vote in row[name] or []]
+                texts += [text for text, _ in votes]
+                ended = [row[name] for name in row if name.endswith("_ended")]
+                if not all(isinstance(text, str) for text in texts) or not set(ended) <= {True, False}:
+                    raise TypeError("what should be a text, or true or false, is none")
+                "".join(texts).encode()  # halves of letters are no text
+                rows.append(row)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+            said = f"no row with prompt, reference, before and after ({error!r:.200})"
+            raise ValueError(f"{path}, line {number}: {said}") from None
+    if not rows or any(row.keys() != rows[0].keys() for row in rows):
+        raise ValueError(f"{path} holds {'rows with different columns' if rows else 'no row'}")
+    if not (metrics := read_metrics(folder / "metrics.json")):
+        raise ValueError(f"{folder / 'metrics.json'} is not there, or empty")
+    return pd.DataFrame(rows), metrics
+
+
 # %% Score
 def vote(group: list[tuple[str, bool]]) -> Fraction | None:
     """Return the most frequent number among the answers to one problem, None if none gives one."""
@@ -188,11 +241,19 @@ def markdown_table(before: dict, after: dict, difference: dict) -> str:
     return table.rename(columns={"value": "difference"}).astype(float).to_markdown(floatfmt=".3f")
 
 
+def check_writable(*paths: Path) -> None:
+    """Raise ValueError for the first path that cannot be written as a file: before the work, not after it."""
+    for path in paths:
+        good = path.is_file() if os.path.lexists(path) else path.parent.is_dir()
+        if not good or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ValueError(f"{path} cannot be written: name a file in a folder that is there")
+
+
 # %% Run
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else OUTPUT)
 try:
-    answers = pd.read_json(folder / "answers.jsonl", lines=True, dtype=False)
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    answers, metrics = read_run(folder)
+    check_writable(folder / "metrics.json", folder / "report.md")
 except (OSError, ValueError) as error:
     raise SystemExit(f"{folder} holds no finished run: {error}") from None
 if ENDPOINT:
@@ -211,8 +272,9 @@ if "exported" in answers:
     table += markdown_table(metrics["after"], metrics["exported"], changes)
 (folder / "metrics.json").write_text(json.dumps(metrics, ensure_ascii=False, indent=2), encoding="utf-8")
 
-report = f"# {metrics['model']}, {len(answers)} held-out rows\n\n"
-if metrics["model"].startswith("data/tiny"):
+model = str(metrics.get("model", "an unnamed model"))
+report = f"# {model}, {len(answers)} held-out rows\n\n"
+if model.startswith("data/tiny"):
     report += "**A rehearsal on a tiny model: what it writes is of no use to anyone.**\n\n"
 report += (
     f"{table}\n\n{conclusions(metrics['difference'])}\nAnswered greedily; format_rate asks for each tag "
@@ -223,6 +285,7 @@ for row in answers.iloc[[*order[: SHOWN - 1], order[-1]]].to_dict("records"):  #
     report += f"\n## Asked\n\n{fenced(row['prompt'][-1]['content'])}"
     for title in ("reference", "before", "after"):
         report += f"\n{title.capitalize()}:\n\n{fenced(row[title])}"
-report += f"\n## Run\n\n{fenced(json.dumps(metrics['train'] | metrics['versions'], indent=1))}"
+facts = (metrics.get("train") or {}) | (metrics.get("versions") or {})
+report += f"\n## Run\n\n{fenced(json.dumps(facts, indent=1))}"
 (folder / "report.md").write_text(report, encoding="utf-8")
 print(table)
