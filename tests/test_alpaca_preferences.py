@@ -323,4 +323,4 @@ def test_pairs_that_cannot_be_used_are_dropped(functions, row, dropped):
     module = functions("data/alpaca/orpo.py")
     module.tokenizer, module.MAX_LENGTH = AutoTokenizer.from_pretrained(ROOT / "data/tiny-qwen2.5"), 256
     pair = {"instruction": "Is it?", "input": "", "chosen": "Yes.", "rejected": "No."} | row
-    assert module.usable(pair) is not dropped
+    assert module.complete_pair(pair) is not dropped

@@ -81,7 +81,7 @@ for family in families.split(","):
     tokens, labels = batch["input_ids"][0], batch["labels"][0]
     decode, first = cells["tokenizer"].decode, cells["trainer"].state.log_history
     result = {"trained_on": decode(labels[labels != -100]), "prompt": decode(tokens[labels == -100])}
-    result["answer"] = cells["trainer"].train_dataset[0]["completion"][0]["content"]
+    result["answer"] = cells["train_dataset"][0]["completion"][0]["content"]
     result["loss"], result["norm"] = [(entry["loss"], entry["grad_norm"]) for entry in first if "loss" in entry][0]
     with cells["torch"].no_grad():
         cells["model"].eval()
@@ -183,7 +183,7 @@ def test_adapter_says_the_same_when_loaded(folder, on_cpu, name):
 
 def test_gpu_path_trains_other_families(folder, on_cpu):
     """On the simulated card the first loss and gradient norm equal the CPU's."""
-    families = ["Qwen3", "Llama-3.2", "Gemma-3"]
+    families = ["Qwen3", "Gemma-3"]  # of classes of Unsloth's that test_gpu_path.py does not reach
     for name, result in results(folder, families, "gpu").items():
         assert result["trained_on"] == on_cpu[name]["trained_on"]
         assert result["loss"] == pytest.approx(on_cpu[name]["loss"], abs=1e-3)

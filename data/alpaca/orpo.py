@@ -62,7 +62,7 @@ def to_pair(row: dict) -> dict:
     return {"prompt": prompt, **answers}
 
 
-def usable(row: dict) -> bool:
+def complete_pair(row: dict) -> bool:
     """Return whether a pair is complete, of two different answers, and short enough."""
     texts = [row.get(key) for key in ("instruction", "chosen", "rejected")]
     if not all(isinstance(text, str) and text.strip() for text in texts) or texts[1] == texts[2]:
@@ -72,7 +72,7 @@ def usable(row: dict) -> bool:
     return all(len(tokenizer.apply_chat_template(chat, return_dict=False)) <= MAX_LENGTH for chat in chats)
 
 
-def held_out(row: dict) -> bool:
+def for_evaluation(row: dict) -> bool:
     """Return whether a pair is for evaluation; pairs of an instruction stay on one side."""
     return random.Random(f"{SEED} {row['instruction']}").random() < EVAL_SHARE
 
@@ -82,10 +82,10 @@ tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=False)
 template = "{% set enable_thinking = False %}" + tokenizer.get_chat_template()
 tokenizer.chat_template = template
 dataset = load_dataset("json", data_files=DATA, split="train").shuffle(seed=SEED)
-rows = [row for row in dataset if usable(row)]
+rows = [row for row in dataset if complete_pair(row)]
 parts = {
-    "train": [to_pair(row) for row in rows if not held_out(row)],
-    "held_out": [to_pair(row) for row in rows if held_out(row)],
+    "train": [to_pair(row) for row in rows if not for_evaluation(row)],
+    "held_out": [to_pair(row) for row in rows if for_evaluation(row)],
 }
 print(f"{DATA}: {len(rows)} of {len(dataset)} pairs are complete and short enough")
 if min(map(len, parts.values())) < 2:

@@ -401,7 +401,7 @@ def write_report(metrics: dict, table: str, rows: list[dict], path: Path) -> Non
     path.write_text(report, encoding="utf-8")
 
 
-def read_metrics(path: Path) -> dict:
+def scores_of_run(path: Path) -> dict:
     """Return a run's metrics.json, {} where there is none; ValueError if it is damaged."""
     try:
         if path.exists() and not path.is_file():
@@ -419,7 +419,7 @@ def judge(output: Path) -> str:
     """Write contact sheet, predictions, report and, where they lack, the scores of a run; return its table."""
     rows, path = read_answers(output), output / "metrics.json"
     references, after = ([row[name] for row in rows] for name in ("reference", "after"))
-    metrics = read_metrics(path)
+    metrics = scores_of_run(path)
     if not SCORES <= metrics.keys():
         lacking = next((number for number, row in enumerate(rows, 1) if "before" not in row), None)
         if lacking:  # what was not asked is not wrong
