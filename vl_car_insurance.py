@@ -46,7 +46,9 @@ OUTPUT = os.getenv("OUTPUT", "outputs/car_insurance")
 
 LOAD_IN_4BIT = True  # False needs 8 GB for the weights of 3B alone
 DTYPE = None  # None: bfloat16, or float16 on a T4. A loss that is no number: torch.float32
-MAX_PIXELS = 602_112  # of a photo: 768 tokens of 28 x 28 pixels. Out of memory: 301_056
+MAX_PIXELS = (
+    602_112  # of a photo: 768 tokens of 28 x 28 pixels (Qwen3-VL: 588 of 32 x 32). Out of memory: 301_056
+)
 GRADIENT_CHECKPOINTING = "unsloth"  # False is faster where memory allows
 LORA_R = 16  # rank of the update, 8 to 64. Out of memory: 8
 LORA_ALPHA = 16  # the update is scaled by alpha / r
@@ -138,7 +140,7 @@ else:  # Unsloth's CPU backend has no vision models: the same adapter by PEFT, a
     model = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=DTYPE, trust_remote_code=False)
     layers = "|".join(["visual"] * FINETUNE_VISION_LAYERS + ["language_model"] * FINETUNE_LANGUAGE_LAYERS)
     modules = ["q_proj|k_proj|v_proj|o_proj|qkv|attn.proj"] * FINETUNE_ATTENTION_MODULES
-    modules += ["gate_proj|up_proj|down_proj"] * FINETUNE_MLP_MODULES
+    modules += ["gate_proj|up_proj|down_proj|linear_fc1|linear_fc2"] * FINETUNE_MLP_MODULES
     targets = rf".*\b({layers})\..*\b({'|'.join(modules)})"
     torch.manual_seed(SEED)
     model = get_peft_model(model, LoraConfig(r=LORA_R, lora_alpha=LORA_ALPHA, target_modules=targets))
@@ -288,12 +290,14 @@ config = SFTConfig(
     seed=SEED,
     report_to="none",  # "tensorboard", "wandb", "swanlab", "trackio"
 )
-never = 10**6  # tokens: a row that is cut loses image tokens; MAX_PIXELS keeps rows short
-collator = UnslothVisionDataCollator(model, processor, never, resize="max", completion_only_loss=True)
+collator = None  # TRL's own
+if GPU:
+    never = 10**6  # tokens: a row that is cut loses image tokens; MAX_PIXELS keeps rows short
+    collator = UnslothVisionDataCollator(model, processor, never, resize="max", completion_only_loss=True)
 trainer = SFTTrainer(
     model=model,
     processing_class=processor,
-    data_collator=collator if GPU else None,  # on a CPU TRL's own
+    data_collator=collator,
     train_dataset=train_dataset,
     eval_dataset=eval_dataset,
     callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],

@@ -17,7 +17,17 @@ import torch
 import trl
 from conftest import ROOT
 from peft import PeftModel
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 SIZE = {
@@ -188,3 +198,72 @@ def test_gpu_path_trains_other_families(folder, on_cpu):
         assert result["trained_on"] == on_cpu[name]["trained_on"]
         assert result["loss"] == pytest.approx(on_cpu[name]["loss"], abs=1e-3)
         assert result["norm"] == pytest.approx(on_cpu[name]["norm"], rel=1e-2)
+
+
+IMAGE_TOKENS = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
+EYE = {"depth": 2, "hidden_size": 64, "num_heads": 2, "intermediate_size": 128, "out_hidden_size": 128}
+EYE |= {"patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
+ROPE = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [12, 10, 10], "mrope_interleaved": True}
+SEEN = """
+batch = trainer.data_collator([trainer.train_dataset[0]])
+labels = batch["labels"][0]
+seen = {"trained_on": processor.decode(labels[labels != -100]), "grid": batch["image_grid_thw"].tolist()}
+seen |= {"patches": int((batch["input_ids"] == model.config.image_token_id).sum()), "norm": 0.0}
+seen["tuned"] = sorted({name.split(".lora_A")[0].split(".")[-1] for name, _ in model.named_parameters() if "lora_A" in name})
+seen["norm"] = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry][0]
+Path(OUTPUT, "seen.json").write_text(json.dumps(seen))
+"""
+
+
+def test_a_younger_base_that_sees(run_script, tmp_path):
+    """Qwen3-VL: patches of 16 pixels, four of which are a token, and another eye with other names of its layers."""
+    processor = AutoProcessor.from_pretrained(ROOT / "data" / "tiny-qwen2.5-vl")
+    tokenizer, images = processor.tokenizer, processor.image_processor
+    tokenizer.chat_template = (TEMPLATES / "qwen3_vl.jinja").read_text(encoding="utf-8")
+    images.patch_size, images.merge_size = 16, 2
+    videos = Qwen3VLVideoProcessor(patch_size=16)
+    processor = Qwen3VLProcessor(images, tokenizer, videos, chat_template=tokenizer.chat_template)
+    torch.manual_seed(0)
+    text = {
+        **SIZE,
+        "vocab_size": len(tokenizer),
+        "rope_parameters": ROPE,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in IMAGE_TOKENS.items()}
+    config = CONFIG_MAPPING["qwen3_vl"](text_config=text, vision_config=EYE, tie_word_embeddings=True, **ids)
+    model = AutoModelForImageTextToText.from_config(config)
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    rows = []
+    for i in range(8):
+        Image.new("RGB", (192, 128), (30 * i, 255 - 30 * i, 90)).save(tmp_path / f"{i}.png")
+        rows.append(
+            {"file_names": [f"{i}.png"], "prompt": "数？", "answer": json.dumps({"数": i}), "style": str(i)}
+        )
+        rows[-1] |= {"number": i, "split": "train" if i > 2 else "held_out"}
+    (tmp_path / "metadata.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
+    environment = {"MODEL": str(tmp_path / "model"), "DATA": str(tmp_path / "metadata.jsonl")}
+    constants = {
+        "DTYPE": torch.float32,
+        "LOAD_IN_4BIT": False,
+        "GRADIENT_CHECKPOINTING": False,
+        "MAX_STEPS": 2,
+    }
+    constants |= {"BATCH_SIZE": 2, "ACCUMULATION": 1, "NEW_TOKENS": 4, "MAX_PIXELS": 32 * 32 * 6}
+    run = run_script("vl_car_insurance.py", environment=environment, then=SEEN, **constants)
+    assert run.status == 0, run.stdout[-2000:] + run.stderr[-3000:]
+    seen = json.loads((run.output / "seen.json").read_text(encoding="utf-8"))
+    assert seen["trained_on"].rstrip("\n").endswith("}<|im_end|>") and seen["trained_on"].startswith('{"')
+    [[frames, height, width]] = seen["grid"]
+    assert frames == 1 and height * width // 4 == seen["patches"] <= 6
+    assert {"qkv", "proj", "linear_fc1", "linear_fc2", "q_proj", "down_proj"} <= set(seen["tuned"])
+    assert seen["norm"] > 0 and load_file(run.output / "lora" / "adapter_model.safetensors")
