@@ -26,6 +26,15 @@ exec(code, {"__name__": "__main__", "__file__": script})
 """
 
 
+LONGEST = ["test_runs.py", "test_gpu_path.py", "test_grpo.py", "test_architectures.py", "test_export.py"]
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Begin with the files that take longest, so that both workers end at the same time."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 @dataclass
 class Run:
     """What a finished run left: its exit status, what it printed, its folder and its duration in seconds."""

@@ -1,11 +1,14 @@
 """The path that a real card takes, on a simulated one: it runs to its end and agrees with the CPU's path."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, kill_in_training
+from conftest import ROOT, kill_in_training, with_constants
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
@@ -129,39 +132,76 @@ def inputs(tmp_path_factory):
     }
 
 
+ONE_AFTER_THE_OTHER = """
+import json, os, sys
+
+for job in json.loads(open(sys.argv[1], encoding="utf-8").read()):
+    os.environ |= job["environment"]
+    print(f"=== {job['script']}", file=sys.stderr, flush=True)
+    code = compile(open(job["source"], encoding="utf-8").read(), job["script"], "exec")
+    exec(code, {"__name__": "__main__"})
+"""
+
+
+def run_scripts(folder, inputs, constants, runner=(), then="") -> None:
+    """Run scripts with constants of their own in one process, which imports Unsloth once; each has folder/script."""
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = []
+    for script, values in constants.items():
+        source = folder / f"source-{script}"
+        text = with_constants((ROOT / script).read_text(encoding="utf-8"), **values)
+        source.write_text(
+            text + then.replace("{given}", GIVEN_SAMPLES if script == "grpo_r1.py" else FIRST),
+            encoding="utf-8",
+        )
+        environment = inputs[script] | {"OUTPUT": str(folder / script)}
+        jobs.append({"script": script, "source": str(source), "environment": environment})
+    (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+    (folder / "run.py").write_text(ONE_AFTER_THE_OTHER, encoding="utf-8")
+    command = [sys.executable, *runner, str(folder / "run.py"), str(folder / "jobs.json")]
+    variables = {**os.environ, **jobs[0]["environment"], "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert "max_length` seem to have been set" not in done.stderr
+
+
+@pytest.fixture(scope="session")
+def histories(inputs, tmp_path_factory):
+    """Return path -> script -> what its first step was, in float32, on the CPU's path and on the card's."""
+    folder = tmp_path_factory.mktemp("paths")
+    in_16_bit = {script: values | {"LOAD_IN_4BIT": False} for script, values in SCRIPTS.items()}
+    in_16_bit["sft_medical.py"] = MEDICAL
+    found = {}
+    for path, runner in (("cpu", []), ("gpu", SIMULATED)):
+        run_scripts(folder / path, inputs, in_16_bit, runner, "{given}" + THEN)
+        texts = {script: (folder / path / script / "history.json").read_text() for script in SCRIPTS}
+        found[path] = {script: json.loads(text) for script, text in texts.items()}
+        for script in SCRIPTS:
+            assert load_file(folder / path / script / "lora" / "adapter_model.safetensors")
+    return found
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_gpu_path_runs_and_agrees_with_the_cpu(run_script, inputs, tmp_path, script):
+def test_gpu_path_runs_and_agrees_with_the_cpu(histories, script):
     """In float32 loss and gradient norm of both paths are equal to 1e-5 on the same rows, the labels to the letter."""
-    histories = {}
-    for name, runner in (("cpu", []), ("gpu", SIMULATED)):
-        four_bit = {} if script == "sft_medical.py" else {"LOAD_IN_4BIT": False}
-        then = (GIVEN_SAMPLES if script == "grpo_r1.py" else FIRST) + THEN
-        options = {"runner": runner, "environment": inputs[script], "then": then}
-        run = run_script(script, tmp_path / name, **options, **SCRIPTS[script], **four_bit)
-        assert run.status == 0, run.stdout[-2000:] + run.stderr[-3000:]
-        histories[name] = json.loads((run.output / "history.json").read_text())
-        assert load_file(run.output / "lora" / "adapter_model.safetensors")
-        assert "max_length` seem to have been set" not in run.stderr
-    cpu, gpu = histories["cpu"], histories["gpu"]
+    cpu, gpu = histories["cpu"][script], histories["gpu"][script]
     assert cpu["labels"] == gpu["labels"] and cpu["classes"] != gpu["classes"]
     assert cpu["loss"] == pytest.approx(gpu["loss"], abs=1e-5) and cpu["loss"] != 0
     assert cpu["grad_norm"] == pytest.approx(gpu["grad_norm"], rel=1e-5) and cpu["grad_norm"] > 0
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_gpu_path_in_4_bit_resumes(run_script, inputs, tmp_path, script):
-    """What a card runs by default, NF4 weights: killed after its first checkpoint, the run goes on to its end."""
-    output, constants = tmp_path / "run", dict(SCRIPTS[script])
-    if script == "sft_medical.py":
-        constants["RUNS"] = [("qlora", 8)]
+def test_gpu_path_in_4_bit_resumes(inputs, tmp_path):
+    """What a card runs by default, NF4 weights: killed after its first checkpoint, each run goes on to its end."""
+    constants = SCRIPTS | {"sft_medical.py": MEDICAL | {"RUNS": [("qlora", 8)]}}
     file = "checkpoints-*/checkpoint-1/trainer_state.json"
-    kill_in_training(script, output, file, SIMULATED, inputs[script], **constants)
-    run = run_script(script, output, runner=SIMULATED, environment=inputs[script], **constants)
-    assert run.status == 0, run.stdout[-2000:] + run.stderr[-3000:]
-    assert "Continuing from" in run.stdout
-    metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
-    assert metrics["train"]["steps"] == 2 and metrics["device"] == "simulated"
-    assert load_file(output / "lora" / "adapter_model.safetensors")
+    for script, values in constants.items():
+        kill_in_training(script, tmp_path / script, file, SIMULATED, inputs[script], **values)
+        assert not (tmp_path / script / "metrics.json").exists()
+    run_scripts(tmp_path, inputs, constants, SIMULATED, "assert newest.parent.name == 'checkpoint-1'")
+    for script in SCRIPTS:
+        metrics = json.loads((tmp_path / script / "metrics.json").read_text(encoding="utf-8"))
+        assert metrics["train"]["steps"] == 2 and metrics["device"] == "simulated"
+        assert load_file(tmp_path / script / "lora" / "adapter_model.safetensors")
 
 
 ALONE_AND_TOGETHER = """
