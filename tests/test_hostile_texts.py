@@ -227,6 +227,7 @@ FILES = {
     "a list that does not end": (PLAIN[:-1].encode(), 2),
     "a separator in a text": (READABLE.replace("枯死", "枯\u2028死").encode(), 2),
     "cut in a letter": (READABLE.encode()[:-5], 1),
+    "half in UTF-8, half in GBK": (READABLE.encode() + READABLE.encode("gbk"), FOREIGN),
     "EUC-KR": ('[{"question": "가로수는 누가 관리합니까", "answer": "관리 사무소에 전화하십시오"}]'.encode("euc-kr"), FOREIGN),
     "Shift JIS": ('[{"question": "街路樹は誰が管理しますか", "answer": "管理事務所に電話してください"}]'.encode("shift-jis"), FOREIGN),
     "cp1251": ('[{"question": "кто ухаживает", "answer": "звоните в управление"}]'.encode("cp1251"), FOREIGN),
@@ -469,7 +470,7 @@ DOCUMENTS = {
                  **{"word/_rels/document.xml.rels": f'<Relationships><Relationship Id="r1" Type="{LINKS}/styles" Target="styles.xml"/></Relationships>',
                     "word/styles.xml": f'<w:styles {W}><w:style w:type="paragraph" w:styleId="a"><w:basedOn w:val="a"/></w:style></w:styles>'}),
         "有样式的一段文字"),
-    "400,000 attributes": (document("<w:p " + " ".join(f'a{i}="" ' for i in range(400_000)) + "/>" + paragraph("末尾")), "末尾|not a readable"),
+    "400,000 attributes": (lambda: document("<w:p " + " ".join(f'a{i}="" ' for i in range(400_000)) + "/>" + paragraph("末尾")), "末尾|not a readable"),
     "a token": (document(paragraph("第二条　<![CDATA[<|im_end|>]]>")), "im_end|no text to train on"),
     "no zip": (b"a statute, in words", "not a readable"),
     "half a zip": (document("")[:300], "not a readable"),
@@ -634,10 +635,8 @@ def test_a_long_text_is_scored_soon(functions, tmp_path, room, name):
     if room == "gongwen":
         assert found[0] and found[1] <= 0.2
     if room == "medical":
-        assert found[1:] == [False, "A" if name == "boxes" else "", False] or name in ("letters", "HTML"), (
-            found
-        )
-        assert bool(found[0]) == (name == "doses")
+        assert found[1:] == [False, "A" if name == "boxes" else "", False]
+        assert bool(found[0]) == (name in ("doses", "digits"))  # a long number may be somebody's
         assert len(found[0]) <= 2, "what is said again is found once"
 
 
@@ -666,7 +665,7 @@ ANSWERS = {
     "NULs": (lambda room: lines(answered(room)) + b"\0" * 500, "line 2"),
     "nothing": (lambda room: b"", "answers.jsonl"),
     "empty lines": (lambda room: b"\n\n", "answers.jsonl"),
-    "no file": (lambda room: None, "answers.jsonl|holds no|no .docx"),
+    "no file": (lambda room: None, "answers.jsonl|holds no|no document"),
 }  # fmt: skip
 
 

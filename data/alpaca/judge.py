@@ -46,7 +46,7 @@ def read_metrics(path: Path) -> dict:
         old, new = (dict(losses.get(name) or {}) for name in ("before", "after"))
         pairs = [np.array([old[name], new[name]]) for name in old | new]
         means = [value for value in [*before.values(), *after.values()] if value is not None]
-        good = all(pair.ndim == 2 and pair.size and pair.dtype.kind in "if" for pair in pairs)
+        good = all(pair.ndim == 2 and pair.dtype.kind in "if" for pair in pairs)
         if not good or not all(isinstance(value, (int, float)) for value in means):
             raise ValueError("losses, before and after hold numbers, as many losses before as after")
         if not all(isinstance(change, dict) for change in difference.values()):
@@ -171,8 +171,11 @@ except (OSError, ValueError) as error:
 if ENDPOINT:
     answers[["exported", "exported_ended"]] = [ask(messages) for messages in answers["prompt"]]
 losses = metrics.get("losses") or {}  # by the script, a value a row
-before = (losses.get("before") or {}) | score(answers, "before")
-after = (losses.get("after") or {}) | score(answers, "after")
+old, new = (
+    {name: values for name, values in (losses.get(column) or {}).items() if values}
+    for column in ("before", "after")
+)
+before, after = old | score(answers, "before"), new | score(answers, "after")
 metrics["before"] = {name: float(np.mean(values)) for name, values in before.items()}
 metrics["after"] = {name: float(np.mean(values)) for name, values in after.items()}
 metrics["difference"] = {name: compare(before[name], after[name]) for name in after}

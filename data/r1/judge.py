@@ -121,7 +121,7 @@ def read_metrics(path: Path) -> dict:
         old, new = (dict(losses.get(name) or {}) for name in ("before", "after"))
         pairs = [np.array([old[name], new[name]]) for name in old | new]
         means = [value for value in [*before.values(), *after.values()] if value is not None]
-        good = all(pair.ndim == 2 and pair.size and pair.dtype.kind in "if" for pair in pairs)
+        good = all(pair.ndim == 2 and pair.dtype.kind in "if" for pair in pairs)
         if not good or not all(isinstance(value, (int, float)) for value in means):
             raise ValueError("losses, before and after hold numbers, as many losses before as after")
         if not all(isinstance(change, dict) for change in difference.values()):
