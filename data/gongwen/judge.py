@@ -34,6 +34,7 @@ from docx.enum.text import WD_TAB_ALIGNMENT as Tab
 from docx.oxml import OxmlElement
 from docx.oxml.ns import qn
 from docx.shared import Mm, Pt, RGBColor
+from docx.text.paragraph import Paragraph
 from sacrebleu import sentence_chrf
 from scipy import stats
 
@@ -950,7 +951,7 @@ def save_docx(text: str, path: str) -> None:
     set_page(document, kind_of(joined(part["title"])) == "函")
 
     def add(words, font=PLAIN, align=Align.JUSTIFY, **layout):
-        return fill(document.add_paragraph(), [(words, font)], align, **layout)
+        return fill(new_paragraph(document), [(words, font)], align, **layout)
 
     for line in said["head"]:
         if is_organ(line) or line.endswith("文件"):
@@ -1012,15 +1013,22 @@ def add_text(document, lines: list[str]) -> None:
             mark = heading(line)
             cut = (line.find("。") + 1 or len(line)) if mark else 0
             font = {1: HEAVY, 2: "楷体_GB2312"}.get(mark[0], PLAIN) if mark else PLAIN
-            added = fill(document.add_paragraph(), [(line[:cut], font), (line[cut:], PLAIN)], first=2)
+            added = fill(new_paragraph(document), [(line[:cut], font), (line[cut:], PLAIN)], first=2)
             added.paragraph_format.keep_with_next = bool(mark) and cut == len(line)
+
+
+def new_paragraph(document) -> Paragraph:
+    """Append a paragraph; python-docx goes through all others for it, and a model that loops writes thousands."""
+    paragraph = Paragraph(OxmlElement("w:p"), document._body)
+    document.element.body[-1].addprevious(paragraph._p)  # the properties of the section stand last
+    return paragraph
 
 
 def fill(paragraph, pieces, align=Align.JUSTIFY, size=16, first=0.0, left=0.0, right=0.0):
     """Fill a paragraph with (text, font) pieces, its indents in characters, and return it."""
     form, paragraph.alignment = paragraph.paragraph_format, align
     form.first_line_indent, form.left_indent, form.right_indent = (Pt(16 * n) for n in (first, left, right))
-    for words, font in pieces:
+    for words, font in [piece for piece in pieces if piece[0]]:
         run = paragraph.add_run(words)
         run.font.name, run.font.size = font, Pt(size)
         run._r.rPr.rFonts.set(qn("w:eastAsia"), font)
