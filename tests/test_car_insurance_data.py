@@ -5,7 +5,9 @@ import json
 import random
 import re
 from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from openpyxl import load_workbook
@@ -175,3 +177,39 @@ def test_the_photos_of_a_claim_fit_each_other(sheet):
         first = style.split("+")[0]
         assert first != "motorcycle"
         assert colour == {"tablet": "绿", "dot_matrix": "黄"}.get(first, "蓝")
+
+
+def pictures_of(build, style, seed: int) -> tuple:
+    """Return two drawings of a style that differ in their number alone, their kind and the number's area."""
+    other = str.maketrans("0123456789", "8365092147")
+    if callable(style):
+        pair = [
+            style(random.Random(seed), number, "km", "12.3", [], 0.3)
+            for number in ("123456", "123456".translate(other))
+        ]
+        area = build.ImageChops.difference(*pair).getbbox()
+        return pair, "dashboard", tuple(value / build.SCALE for value in area)
+    numbers = ("京A12345", "京B83650")
+    pair = [build.plate_picture(random.Random(seed), number, "蓝", style) for number in numbers]
+    return pair, "plate", (100, 142, 350, 192)
+
+
+def test_what_cannot_be_read_makes_no_difference_and_the_rest_does(build):
+    """Another number in the same picture: mud, glare, fog, blur and the edge of the picture hide the difference."""
+    if not all(Path(path).is_file() for path in build.FONTS.values()):
+        pytest.skip("the fonts of build.py are not installed")
+    for style in (build.drum, build.dot_matrix, build.tablet, "lorry", "night"):  # one of each way
+        how = build.HOW[style]
+        pair, kind, area = pictures_of(build, style, seed=1)
+        seen = {}
+        for way in ("", how):
+            photos = []
+            for image in pair:
+                rng = random.Random(3)
+                image = build.spoiled(rng, image, area, way)
+                image = build.behind_glass(rng, image, True) if kind == "dashboard" else image
+                photos.append(
+                    np.asarray(build.photograph(rng, image, kind, (40, 90, 408, 242), area, way), float)
+                )
+            seen[way] = np.abs(photos[0] - photos[1]).sum()
+        assert seen[how] < 0.35 * seen[""], (style, how)

@@ -783,7 +783,7 @@ def spoiled(rng, image: Image.Image, area: tuple, how: str) -> Image.Image:
 
 
 CAMERAS = {  # of each kind: turned by degrees, tilted by a share of the distance per pixel, far and near
-    "dashboard": (4, 4e-4, 0.92, 1.06), "plate": (3.5, 4e-4, 1, 1.12),
+    "dashboard": (3, 2.5e-4, 0.97, 1.05), "plate": (3.5, 3e-4, 1, 1.12),
     "vin": (2, 2e-4, 0.98, 1.08), "damage": (3.5, 4e-4, 1.03, 1.12),
 }  # fmt: skip
 
