@@ -144,10 +144,8 @@ def fill(image: Image.Image, shape: list | tuple, top, bottom) -> None:
         ImageDraw.Draw(mask).polygon([box(*point) for point in shape], fill=255)
     else:
         ImageDraw.Draw(mask).rounded_rectangle(box(*shape[:4]), shape[4] * SCALE, 255)
-    left, up, right, down = mask.getbbox()
-    image.paste(
-        gradient(top, bottom, (right - left, down - up)), (left, up), mask.crop((left, up, right, down))
-    )
+    area = left, up, right, down = mask.getbbox()
+    image.paste(gradient(top, bottom, (right - left, down - up)), area, mask.crop(area))
 
 
 def to_image(pixels: np.ndarray) -> Image.Image:
@@ -185,12 +183,11 @@ def shares(mask: Image.Image, radius: float) -> np.ndarray:
 
 
 def seven_segments(draw, x: float, y: float, text: str, height: float, colour, ghost=None) -> float:
-    """Draw digits of seven segments, points and commas, from the left, and return their width."""
+    """Draw digits of seven segments and points, from the left, and return their width."""
     start, wide, thick = x, height * 0.52, max(2, round(height * SCALE / 9))
     for letter in text:
-        if letter in ".,":
-            low = y + height + (3 if letter == "," else 0.5)
-            draw.rectangle(box(x, y + height - 2, x + 2.5, low), colour)
+        if letter == ".":
+            draw.rectangle(box(x, y + height - 2, x + 2.5, y + height + 0.5), colour)
             x += 6
             continue
         left, right, middle, low = x, x + wide, y + height / 2, y + height
@@ -580,16 +577,16 @@ def plate(image, number: str, colour: str, face: str, double: bool, text: str) -
     write(draw, 224, 256, text, "sans", 26, "#e6e6dc" if "总" in text else "#28406c")
 
 
-PLATE_STYLES = {  # paint and letters
-    "bumper": ("#a2a4a9", "arial"), "boot": ("#86161c", "condensed"), "wall": ("#c6c0b2", "sans"),
-    "lorry": ("#2c5a44", "narrow"), "night": ("#3a3e48", "arial"),
+PLATE_STYLES = {  # paint, letters, which picture cannot be read
+    "bumper": ("#a2a4a9", "arial", 3), "boot": ("#86161c", "condensed", 1), "wall": ("#c6c0b2", "sans", 5),
+    "lorry": ("#2c5a44", "narrow", 1), "night": ("#3a3e48", "arial", 9),
 }  # fmt: skip
 
 
 def plate_picture(rng, number, colour, surround):
     """A plate on a car; the surround is what the style is: bumper, boot lid, a wall, a lorry, a car park at night."""
     coach = colour in ("黄", "黄绿") and surround not in ("lorry", "wall")
-    paint, face = PLATE_STYLES[surround]
+    paint, face, _ = PLATE_STYLES[surround]
     paint, dark = "#d4d2c8" if coach else paint, 0.4 if surround == "night" else 1
     text = f"核载 {rng.randint(35, 55)} 人" if coach and surround != "night" else ""
     if surround == "lorry":
@@ -921,7 +918,7 @@ def dashboards(rng: random.Random):
 def plates(rng: random.Random):
     """Yield (kind, style, picture, answer) of the plates."""
     for surround, i in itertools.product(PLATE_STYLES, range(PLATES)):
-        colour, how = CAR_PLATES[i], HOW[surround] if i == 5 else ""
+        colour, how = CAR_PLATES[i], HOW[surround] if i == PLATE_STYLES[surround][2] else ""
         colour, area = LORRY_PLATES[i % 4] if surround == "lorry" else colour, (100, 142, 350, 192)
         number = plate_number(rng, colour)
         image = spoiled(rng, plate_picture(rng, number, colour, surround), area, how)
@@ -942,21 +939,21 @@ def vins(rng: random.Random):
 
 def damages(rng: random.Random):
     """Yield (kind, style, picture, answer) of the bodies: without a damage, with one, or with two of one degree."""
-    for (name, paint), i in itertools.product(PAINTS.items(), range(DAMAGES)):
-        parts, kinds, degree = [PARTS[i % 6]], [rng.choice(KINDS)], rng.choice(DEGREES)
-        if i == 4:
-            kinds = []
-        elif i in (2, 9):
-            kinds, degree = KINDS, rng.choice(DEGREES[:2])
-        elif i == 6:
-            parts, kinds = rng.choice(NEIGHBOURS), rng.choices(KINDS, k=2)
-            degree = rng.choice(DEGREES[:2])
-        shade = rng.randint(-14, 14)
-        tone = tuple(c + shade + rng.randint(-4, 4) for c in paint)
-        image = photograph(rng, damaged(rng, parts, tone, kinds, degree), "damage", (44, 44, 404, 276))
-        values = (parts, list(dict.fromkeys(kinds)), [degree]) if kinds else (["无"], ["无损伤"], ["无"])
-        values = [value if len(value) > 1 else value[0] for value in values]
-        yield "damage", f"paint_{name}", image, dict(zip(("损伤部位", "损伤类型", "损伤程度"), values))
+    for name, paint in PAINTS.items():
+        plans = rng.sample(["none", "both", "both", "neighbours"] + ["one"] * (DAMAGES - 4), DAMAGES)
+        for i, plan in enumerate(plans):
+            parts, kinds, degree = [PARTS[i % 6]], [rng.choice(KINDS)], rng.choice(DEGREES)
+            if plan in ("both", "neighbours"):
+                degree = rng.choice(DEGREES[:2])
+                kinds = KINDS if plan == "both" else rng.choices(KINDS, k=2)
+            parts = rng.choice(NEIGHBOURS) if plan == "neighbours" else parts
+            kinds = [] if plan == "none" else kinds
+            shade = rng.randint(-14, 14)
+            tone = tuple(c + shade + rng.randint(-4, 4) for c in paint)
+            image = photograph(rng, damaged(rng, parts, tone, kinds, degree), "damage", (44, 44, 404, 276))
+            values = (parts, list(dict.fromkeys(kinds)), [degree]) if kinds else (["无"], ["无损伤"], ["无"])
+            values = [value if len(value) > 1 else value[0] for value in values]
+            yield "damage", f"paint_{name}", image, dict(zip(("损伤部位", "损伤类型", "损伤程度"), values))
 
 
 # %% Sheet
