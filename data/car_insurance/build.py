@@ -5,7 +5,7 @@
 Draws dashboards, licence plates, VIN plates and car bodies as an insurer's customers photograph them, writes what
 each picture shows as JSON, and puts both into an Excel sheet as a claims department keeps it.
 
-Run:    `uv run data/car_insurance/build.py` (3 minutes; the same seed gives the same pictures where fonts and Pillow agree)
+Run:    `uv run data/car_insurance/build.py` (a minute; the same seed gives the same pictures where fonts and Pillow agree)
 Needs:  fonts-dejavu-core, fonts-liberation2, fonts-urw-base35 and, for the Chinese letters, fonts-noto-cjk (Debian's names;
         Bitstream Vera's, OFL and AGPL-with-font-exception licences, all of which allow pictures of text). The pictures
         are committed: nobody who only trains needs a font.
@@ -521,7 +521,7 @@ def shaped(shapes: list[tuple], soft: float = 7, height: float = 22) -> np.ndarr
 
 
 def lamp(image, points: list[tuple], top, bottom) -> None:
-    """Draw a lamp in its dark seal, with the ribs of its glass and a light in it."""
+    """Draw a lamp in its dark seal, with a light in it."""
     x, y = (sum(values) / len(points) for values in zip(*points))
     fill(image, [(x + 1.07 * (a - x), y + 1.12 * (b - y)) for a, b in points], "#18181a", "#303034")
     fill(image, points, top, bottom)
@@ -809,7 +809,7 @@ def camera(rng, keep: tuple, aim: tuple | None, kind: str) -> np.ndarray:
 def photograph(rng, image, kind: str, keep: tuple, area: tuple = (), how: str = "") -> Image.Image:
     """Return the drawing as a phone takes it and a chat program sends it: in perspective, uneven light, dirt and noise.
 
-    `how` nobody can read the area: mud, glare, fog, blur or cut.
+    The area cannot be read where `how` says blur or cut; spoiled() did the rest before.
     """
     glass, aim = kind == "dashboard", None
     if how == "cut":  # half of a plate or VIN is out of the picture, the foot of a cluster
