@@ -89,6 +89,14 @@ def test_mileage_plate_and_vin_errors(program):
         program.field_accuracy([], [{"VIN": "L"}])
 
 
+@pytest.mark.parametrize("told,wanted,error", [
+    ("无法辨认", "无法辨认", 0.0), (12345, "无法辨认", 1.0), (None, "无法辨认", 1.0), ("无法辨认", 12345, 1.0), ("12,345", 12345, 0.0),
+])  # fmt: skip
+def test_an_odometer_that_nobody_can_read_is_right_when_it_is_said(program, told, wanted, error):
+    scores = program.field_accuracy([{"里程数": told}], [{"里程数": wanted}])
+    assert scores["mileage_error"] == error and scores["mileage_accuracy"] == 1 - error
+
+
 @given(st.text(alphabet="ABC123", max_size=24), st.text(alphabet="ABC123", min_size=1, max_size=8))
 def test_error_rate_is_a_distance(functions, told, wanted):
     rate = functions(PROGRAM).error_rate
