@@ -75,6 +75,7 @@ LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 WORDS = "ODO TRIP km mi km/h mph RANGE AUTO ECO VIN 公里 英里 里程 总里程 小计 续航".split()
 CHARACTERS = sorted(set("0123456789,.·-/" + LETTERS + PROVINCES + "".join(WORDS)))
 SAY, LONGEST = "读出图中的文字。", "图中最长的数字是多少？"
+CORNERS = [(0, 0), (1, 0), (1, 1), (0, 1)]
 SEGMENTS = ["abcdef", "bc", "abged", "abgcd", "fgbc", "afgcd", "afgedc", "abc", "abcdefg", "abcdfg"]
 
 
@@ -150,6 +151,41 @@ def font_of(path: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, size)
 
 
+def tilted(rng: random.Random, image: Image.Image, marks: list[tuple]) -> tuple[Image.Image, list[tuple]]:
+    """Return a picture as a phone sees it that is held at an angle, and where its letters are then."""
+    (width, height), (x, y) = image.size, np.array(CORNERS).T
+    angle = math.radians(rng.uniform(-4, 4))
+    near = np.array([rng.uniform(0.92, 1.03) for _ in CORNERS])
+    u, v = (x - 0.5) * width * near, (y - 0.5) * height * near
+    u, v = u * math.cos(angle) + v * math.sin(angle), v * math.cos(angle) - u * math.sin(angle)
+    flat, seen = np.stack([x * width, y * height], 1), np.stack([u + width / 2, v + height / 2], 1)
+    back, there = homography(seen, flat), homography(flat, seen)
+    image = image.transform(
+        image.size,
+        Image.Transform.PERSPECTIVE,
+        tuple(back),
+        Image.Resampling.BICUBIC,
+        fillcolor=image.getpixel((1, 1)),
+    )
+    moved = []
+    for letter, a, b, *rest in marks:
+        depth = there[6] * a + there[7] * b + 1
+        place = (
+            np.array([there[0] * a + there[1] * b + there[2], there[3] * a + there[4] * b + there[5]]) / depth
+        )
+        moved.append((letter, *place.tolist(), *rest))
+    return image, moved
+
+
+def homography(given: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the 8 coefficients of the perspective that takes four points (x, y) to four others."""
+    rows, goals = [], []
+    for (x, y), (u, v) in zip(given, wanted):
+        rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
+        goals += [u, v]
+    return np.linalg.solve(rows, goals)
+
+
 def picture(
     rng: random.Random, width: int, height: int, tries: int, easy: bool = False
 ) -> tuple[Image.Image, list[str], list[tuple]]:
@@ -200,13 +236,8 @@ def picture(
     order = sorted(range(len(lines)), key=lambda i: lines[i][0])
     if easy:
         return image, [lines[i][1] for i in order], marks
-    if rng.random() < 0.5:
-        angle = rng.uniform(-4, 4)
-        image = image.rotate(angle, Image.Resampling.BICUBIC, fillcolor=image.getpixel((1, 1)))
-        c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-        turned = [(x - width / 2, y - height / 2) for _, x, y, *_ in marks]
-        turned = [(c * x + s * y + width / 2, c * y - s * x + height / 2) for x, y in turned]
-        marks = [(mark[0], x, y, *mark[3:]) for mark, (x, y) in zip(marks, turned)]
+    if rng.random() < 0.6:
+        image, marks = tilted(rng, image, marks)
     if rng.random() < 0.4:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.8)))
     pixels = np.asarray(image, dtype="float32") * rng.uniform(0.6, 1.1) + rng.uniform(-10, 25)
