@@ -68,14 +68,14 @@ def write(path, rows) -> None:
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory):
-    """Return script -> the environment with an untrained model of two layers and a file of short rows."""
-    folder = tmp_path_factory.mktemp("two_layers")
+    """Return script -> the environment with an untrained model of a layer (an eye of two) and a file of short rows."""
+    folder = tmp_path_factory.mktemp("untrained")
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "data" / "tiny-qwen2.5")
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=1,
         intermediate_size=256,
