@@ -157,7 +157,7 @@ from types import SimpleNamespace
 import torch, trl
 failed = []
 for script, constants, name, call in json.loads(sys.argv[1]):
-    names = {"OUTPUT": "nowhere", "folder": "nowhere", "settings": {}, **constants}
+    names = {"OUTPUT": "nowhere", "folder": "nowhere", "MODEL": "x", "DATA": "x", "settings": {}, **constants}
     names |= dict.fromkeys(("train_rows", "eval_rows", "subset"), [])
     names["model"] = SimpleNamespace(dtype=torch.bfloat16)
     names |= {"torch": torch, "zlib": zlib}
