@@ -310,3 +310,23 @@ def test_a_judge_asks_a_server(functions, program):
     with pytest.raises(ValueError, match="start the server"):
         judge.ask([{"role": "user", "content": "Two?"}])
     judge.ENDPOINT = ""
+
+
+@pytest.mark.parametrize("room", ["alpaca", "r1"])
+def test_a_server_that_is_not_there_is_one_line(tmp_path, room):
+    """What was scored before stays as it is."""
+    prompt = [{"role": "user", "content": "1 + 1?"}]
+    row = {"prompt": prompt, "reference": "2", "before": "3", "after": "2"}
+    row |= {"before_ended": True, "after_ended": True}
+    write(tmp_path / "answers.jsonl", [row] * 3)
+    (tmp_path / "metrics.json").write_text('{"model": "m", "losses": {}}', encoding="utf-8")
+    source = (ROOT / "data" / room / "judge.py").read_text(encoding="utf-8")
+    assert source.count('\nENDPOINT = ""') == 1
+    program = tmp_path / "judge.py"
+    program.write_text(
+        source.replace('\nENDPOINT = ""', '\nENDPOINT = "http://127.0.0.1:9/v1"'), encoding="utf-8"
+    )
+    done = subprocess.run([sys.executable, str(program), str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "http://127.0.0.1:9/v1 gives no answer" in done.stderr and "start the server" in done.stderr
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"model": "m", "losses": {}}

@@ -7,6 +7,7 @@ base that thinks by default neither learns nor writes empty thoughts, and the ad
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -198,6 +199,33 @@ def test_gpu_path_trains_other_families(folder, on_cpu):
         assert result["trained_on"] == on_cpu[name]["trained_on"]
         assert result["loss"] == pytest.approx(on_cpu[name]["loss"], abs=1e-3)
         assert result["norm"] == pytest.approx(on_cpu[name]["norm"], rel=1e-2)
+
+
+THOUGHT = "<think>发热三天，先看精神。</think>先物理降温，再去医院。"
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen2_5", "qwen3", "qwen3_5_think", "qwen3_5_nothink", "qwen3_8", "llama3_2"]
+)
+@pytest.mark.parametrize("thinks", [True, False])
+def test_medical_rows_think_where_the_prompt_asks_for_it(functions, name, thinks):
+    """A prompt is the beginning of its row, so that the mask is right, and ends as the row's kind has to begin."""
+    module = functions("sft_medical.py")
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "data" / "tiny-qwen2.5")
+    source = (ROOT / "sft_medical.py").read_text(encoding="utf-8")
+    told = re.search(r'^template = "(\{% set enable_thinking.*?%\})"', source, re.M)[1]
+    tokenizer.chat_template = told + (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+    row = {"instruction": module.THINK if thinks else module.PLAIN, "input": "宝宝发热怎么办？"}
+    chat = module.to_prompt_completion(row | {"output": THOUGHT if thinks else "先物理降温。"})
+    prompt = tokenizer.apply_chat_template(chat["prompt"], add_generation_prompt=True, tokenize=False)
+    whole = tokenizer.apply_chat_template(chat["prompt"] + chat["completion"], tokenize=False)
+    assert whole.startswith(prompt)
+    completion = whole.removeprefix(prompt)
+    assert ("发热三天" in completion) == thinks and "先物理降温" in completion
+    ids = [tokenizer(text, add_special_tokens=False).input_ids for text in (prompt, whole)]
+    assert ids[1][: len(ids[0])] == ids[0], "in tokens, too"
+    if name.startswith("qwen3"):
+        assert prompt.endswith("<think>\n\n</think>\n\n") != thinks
 
 
 IMAGE_TOKENS = {

@@ -152,14 +152,15 @@ def test_a_misspelt_keyword_is_found(environment):
 
 
 GPU_SETTINGS = r"""
-import ast, json, sys
+import ast, json, sys, zlib
 from types import SimpleNamespace
 import torch, trl
 failed = []
 for script, constants, name, call in json.loads(sys.argv[1]):
-    names = {"OUTPUT": "nowhere", "folder": "nowhere", **constants}
+    names = {"OUTPUT": "nowhere", "folder": "nowhere", "MODEL": "x", "DATA": "x", "settings": {}, **constants}
+    names |= dict.fromkeys(("train_rows", "eval_rows", "subset"), [])
     names["model"] = SimpleNamespace(dtype=torch.bfloat16)
-    names |= {"torch": torch, "str": str}
+    names |= {"torch": torch, "zlib": zlib}
     keywords = ast.parse(call).body[0].value.keywords
     for recompute in (False, constants["GRADIENT_CHECKPOINTING"]):
         names["GRADIENT_CHECKPOINTING"] = recompute

@@ -68,14 +68,14 @@ def write(path, rows) -> None:
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory):
-    """Return script -> the environment with an untrained model of two layers and a file of short rows."""
-    folder = tmp_path_factory.mktemp("two_layers")
+    """Return script -> the environment with an untrained model of a layer (an eye of two) and a file of short rows."""
+    folder = tmp_path_factory.mktemp("untrained")
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "data" / "tiny-qwen2.5")
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=1,
         intermediate_size=256,
@@ -193,12 +193,13 @@ def test_gpu_path_runs_and_agrees_with_the_cpu(histories, script):
 def test_gpu_path_in_4_bit_resumes(inputs, tmp_path):
     """What a card runs by default, NF4 weights: killed after its first checkpoint, each run goes on to its end."""
     constants = SCRIPTS | {"sft_medical.py": MEDICAL | {"RUNS": [("qlora", 8)]}}
+    del constants["sft_gongwen.py"]  # trains and resumes by the lines of sft_alpaca.py
     file = "checkpoints-*/checkpoint-1/trainer_state.json"
     for script, values in constants.items():
         kill_in_training(script, tmp_path / script, file, SIMULATED, inputs[script], **values)
         assert not (tmp_path / script / "metrics.json").exists()
     run_scripts(tmp_path, inputs, constants, SIMULATED, "assert newest.parent.name == 'checkpoint-1'")
-    for script in SCRIPTS:
+    for script in constants:
         metrics = json.loads((tmp_path / script / "metrics.json").read_text(encoding="utf-8"))
         assert metrics["train"]["steps"] == 2 and metrics["device"] == "simulated"
         assert load_file(tmp_path / script / "lora" / "adapter_model.safetensors")

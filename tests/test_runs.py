@@ -250,7 +250,7 @@ def test_medical_rehearsal_improves(rehearsal):
     metrics = metrics_of(run)
     before, after = metrics["before"], metrics["after"]
     assert after["loss"] <= 0.9 * before["loss"] and metrics["difference"]["loss"]["high"] < 0
-    assert before["think_coverage"] == 0 and after["think_coverage"] >= 0.5
+    assert before["think_coverage"] == 0 and after["think_coverage"] >= 0.6
     assert after.keys() >= {
         "exam_accuracy",
         "red_team_pass_rate",

@@ -168,8 +168,11 @@ try:
     check_writable(folder / "metrics.json", folder / "report.md")
 except (OSError, ValueError) as error:
     raise SystemExit(f"{folder} holds no finished run: {error}") from None
-if ENDPOINT:
-    answers[["exported", "exported_ended"]] = [ask(messages) for messages in answers["prompt"]]
+try:
+    if ENDPOINT:
+        answers[["exported", "exported_ended"]] = [ask(messages) for messages in answers["prompt"]]
+except ValueError as error:
+    raise SystemExit(str(error)) from None
 losses = metrics.get("losses") or {}  # by the script, a value a row
 old, new = (
     {name: values for name, values in (losses.get(column) or {}).items() if values}

@@ -256,8 +256,11 @@ try:
     check_writable(folder / "metrics.json", folder / "report.md")
 except (OSError, ValueError) as error:
     raise SystemExit(f"{folder} holds no finished run: {error}") from None
-if ENDPOINT:
-    answers[["exported", "exported_ended"]] = [ask(messages) for messages in answers["prompt"]]
+try:
+    if ENDPOINT:
+        answers[["exported", "exported_ended"]] = [ask(messages) for messages in answers["prompt"]]
+except ValueError as error:
+    raise SystemExit(str(error)) from None
 before = score(answers, "before")
 after = score(answers, "after")
 metrics["before"] = {name: float(np.mean(values)) for name, values in before.items()}
