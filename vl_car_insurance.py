@@ -79,7 +79,7 @@ if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below on a tiny m
     LORA_ALPHA = 64
     BATCH_SIZE = 2
     ACCUMULATION = 1
-    EPOCHS = 6
+    EPOCHS = 4
     LEARNING_RATE = 2e-3
     EVAL_BATCH = 30
     NEW_TOKENS = 90
