@@ -71,17 +71,18 @@ NEW_TOKENS = 768  # longest answer
 DEMO = False  # True: a chat page on http://127.0.0.1:7860
 
 if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below on a tiny model
-    RUNS = [("lora", 120), ("lora", 480)]
+    RUNS = [("lora", 60), ("lora", 440)]
     MAX_LENGTH = 220
     LORA_R = 32
     LORA_ALPHA = 64
     GRADIENT_CHECKPOINTING = False
     BATCH_SIZE = 4
     LEARNING_RATE = 4e-3
-    VAL_ROWS = 24
-    EVAL_ROWS = 66
-    ASKED_ROWS = 12
-    EVAL_BATCH = 66
+    VAL_ROWS = 12
+    EVAL_ROWS = 48
+    ASKED_ROWS = 8
+    GENERAL_ROWS = 24
+    EVAL_BATCH = 64
     NEW_TOKENS = 100
 
 
