@@ -1,6 +1,6 @@
 """For whoever has a card: `uv run pytest -m gpu -n 0` runs every script under a cap of 12 GB and compares with plain TRL.
 
-No hub is needed: models of the true shapes with random weights are made on the spot (15 GB on disk for 7B), which gives
+No hub is needed: models of the true shapes with random weights are made on the spot (15 GB on disk for 7B and for 8B), which gives
 real memory and speed and says nothing about quality. MODEL_TEXT and MODEL_VISION take real ones, by folder or name.
 Each part runs alone with -k; all write their rows to outputs/gpu.md, ready for README. Not part of the usual tests.
 """
@@ -144,49 +144,72 @@ def shaped(folder, tiny: str, text: dict, vision: dict) -> str:
     return str(folder)
 
 
-@pytest.fixture(scope="session")
-def models():
-    """Return what -> model folder or name: real ones from the environment, or true shapes with random weights."""
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    place = ROOT / "outputs" / "shapes"
-    place.mkdir(parents=True, exist_ok=True)
-    heads = {"num_attention_heads": 28, "num_key_value_heads": 4, "tie_word_embeddings": False}
-    seven = {
+SHAPES = {  # name -> what the tiny model's config is changed to
+    "qwen2.5-7b": {
         "hidden_size": 3584,
         "intermediate_size": 18944,
         "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
         "vocab_size": 152064,
-        **heads,
-    }
-    heads = {"num_attention_heads": 16, "num_key_value_heads": 2, "tie_word_embeddings": True}
-    three = {
+        "tie_word_embeddings": False,
+    },
+    "qwen3-8b": {
+        "model_type": "qwen3",
+        "architectures": ["Qwen3ForCausalLM"],
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "tie_word_embeddings": False,
+    },
+    "qwen2.5-vl-3b": {
         "hidden_size": 2048,
         "intermediate_size": 11008,
         "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
         "vocab_size": 151936,
-        **heads,
-    }
-    three["rope_parameters"] = {"mrope_section": [16, 24, 24], "rope_theta": 1e6, "rope_type": "default"}
-    eyes = {
-        "depth": 32,
-        "hidden_size": 1280,
-        "intermediate_size": 3420,
-        "num_heads": 16,
-        "out_hidden_size": 2048,
-    }
-    eyes |= {"patch_size": 14, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31]}
-    text, vision = os.getenv("MODEL_TEXT"), os.getenv("MODEL_VISION")
-    return {
-        "text": text or shaped(place / "qwen2.5-7b", "data/tiny-qwen2.5", seven, {}),
-        "vision": vision or shaped(place / "qwen2.5-vl-3b", "data/tiny-qwen2.5-vl", three, eyes),
-    }
+        "tie_word_embeddings": True,
+        "rope_parameters": {"mrope_section": [16, 24, 24], "rope_theta": 1e6, "rope_type": "default"},
+    },
+}
+EYE = {  # of Qwen2.5-VL-3B
+    "depth": 32,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "out_hidden_size": 2048,
+    "patch_size": 14,
+    "window_size": 112,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+}
+
+
+@pytest.fixture(scope="session")
+def model_of():
+    """Return model_of(name): a real model from the environment, or one of that shape with random weights."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    real = {"qwen2.5-7b": os.getenv("MODEL_TEXT"), "qwen2.5-vl-3b": os.getenv("MODEL_VISION")}
+
+    def get(name: str) -> str:
+        place = ROOT / "outputs" / "shapes" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        sees = "-vl-" in name
+        tiny = "data/tiny-qwen2.5-vl" if sees else "data/tiny-qwen2.5"
+        return real.get(name) or shaped(place, tiny, SHAPES[name], EYE if sees else {})
+
+    return get
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_script_under_12_gb(run_script, models, script):
+def test_script_under_12_gb(run_script, model_of, script):
     """A few steps with the default settings: it ends, within the cap, and says so in metrics.json."""
-    model = models["vision" if script.startswith("vl") else "text"]
+    model = model_of("qwen2.5-vl-3b" if script.startswith("vl") else "qwen2.5-7b")
     run = run_script(script, runner=CAPPED, environment={"MODEL": model}, **SCRIPTS[script])
     assert run.status == 0, run.stdout[-2000:] + run.stderr[-3000:]
     metrics = json.loads((run.output / "metrics.json").read_text(encoding="utf-8"))
@@ -199,17 +222,31 @@ def test_script_under_12_gb(run_script, models, script):
     add_row(f"`{script}`", model, train["peak_memory_gb"], train["tokens_per_second"], step, float("nan"))
 
 
+def test_qwen3_8b_under_12_gb(run_script, model_of):
+    """One constant is another base."""
+    model = model_of("qwen3-8b")
+    run = run_script("sft_alpaca.py", runner=CAPPED, environment={"MODEL": model}, **FEW)
+    assert run.status == 0, run.stdout[-2000:] + run.stderr[-3000:]
+    train = json.loads((run.output / "metrics.json").read_text(encoding="utf-8"))["train"]
+    assert 1 < train["peak_memory_gb"] <= CAP
+    step = train["seconds"] / train["steps"]
+    add_row("Qwen3-8B", model, train["peak_memory_gb"], train["tokens_per_second"], step, float("nan"))
+
+
 def speed_of(printed: str) -> dict:
     return json.loads(printed.rpartition("SPEED ")[2].splitlines()[0])
 
 
-def test_longest_rows_fit(run_script, models, tmp_path):
+def test_longest_rows_fit(run_script, model_of, tmp_path):
     """A micro-batch of the longest rows that MAX_LENGTH lets through stays under the cap."""
     rows = [{"instruction": str(i), "output": " a" * 1950} for i in range(40)]  # a token a word
     path = tmp_path / "long.json"
     path.write_text(json.dumps(rows), encoding="utf-8")
     run = run_script(
-        "sft_alpaca.py", runner=CAPPED, environment={"MODEL": models["text"], "DATA": str(path)}, **FEW
+        "sft_alpaca.py",
+        runner=CAPPED,
+        environment={"MODEL": model_of("qwen2.5-7b"), "DATA": str(path)},
+        **FEW,
     )
     assert run.status == 0, run.stderr[-3000:]
     train = json.loads((run.output / "metrics.json").read_text(encoding="utf-8"))["train"]
@@ -217,7 +254,7 @@ def test_longest_rows_fit(run_script, models, tmp_path):
     step = train["seconds"] / train["steps"]
     add_row(
         "longest rows, 8 x 1",
-        models["text"],
+        model_of("qwen2.5-7b"),
         train["peak_memory_gb"],
         train["tokens_per_second"],
         step,
@@ -225,12 +262,12 @@ def test_longest_rows_fit(run_script, models, tmp_path):
     )
 
 
-def test_twice_as_fast_as_plain_trl(run_script, models, tmp_path):
+def test_twice_as_fast_as_plain_trl(run_script, model_of, tmp_path):
     """The same documents, eight rows a step: the script's 8 x 1 against transformers + PEFT + TRL at 2 x 4."""
     plain = tmp_path / "plain.py"
     plain.write_text(PLAIN + WATCH, encoding="utf-8")
     data = "data/gongwen/train.json"
-    command = [sys.executable, str(plain), models["text"], data, "2", "4"]
+    command = [sys.executable, str(plain), model_of("qwen2.5-7b"), data, "2", "4"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-3000:]
     theirs = speed_of(done.stdout)
@@ -239,7 +276,12 @@ def test_twice_as_fast_as_plain_trl(run_script, models, tmp_path):
     ours_file.write_text(
         source + "import time\nfrom transformers import TrainerCallback\n" + WATCH, encoding="utf-8"
     )
-    environment = {**os.environ, "MODEL": models["text"], "DATA": data, "OUTPUT": str(tmp_path / "ours")}
+    environment = {
+        **os.environ,
+        "MODEL": model_of("qwen2.5-7b"),
+        "DATA": data,
+        "OUTPUT": str(tmp_path / "ours"),
+    }
     command = [sys.executable, *CAPPED, str(ours_file)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -249,6 +291,11 @@ def test_twice_as_fast_as_plain_trl(run_script, models, tmp_path):
         ("plain TRL + bitsandbytes, 2 x 4", theirs),
     ):
         add_row(
-            what, models["text"], found["peak"], found["tokens_per_second"], found["step"], found["first"]
+            what,
+            model_of("qwen2.5-7b"),
+            found["peak"],
+            found["tokens_per_second"],
+            found["step"],
+            found["first"],
         )
     assert ours["peak"] <= CAP and ours["tokens_per_second"] >= 2.0 * theirs["tokens_per_second"]
