@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT
+from datasets import Dataset
 from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -154,15 +155,13 @@ def test_rows_of_a_file_are_counted(alpaca, tmp_path, capsys):
 def test_a_name_is_a_data_set_of_the_hub(alpaca, monkeypatch):
     asked = []
 
-    def load(name, data_files, split):
-        asked.append((name, data_files, split))
-        from datasets import Dataset
-
-        return Dataset.from_list([{"instruction": "a?", "input": "", "output": "b"}])
+    def load(name, **options):
+        asked.append((name, options))
+        return {"train": Dataset.from_list([{"instruction": "a?", "input": "", "output": "b"}])}
 
     monkeypatch.setattr(alpaca, "load_dataset", load)
     assert alpaca.read_rows("yahma/alpaca-cleaned")[0]["output"] == "b"
-    assert asked == [("yahma/alpaca-cleaned", None, "train")]
+    assert asked == [("yahma/alpaca-cleaned", {})]
 
 
 @given(st.lists(st.sampled_from("abcdefghijkl"), min_size=3, max_size=60))
