@@ -313,11 +313,24 @@ def test_contact_sheet_colours_and_fonts(program, tmp_path, monkeypatch):
     colours = {colour for _, colour in Image.open(tmp_path / "sheet.png").convert("RGB").getcolors(2**24)}
     assert (0, 128, 0) in colours and (255, 0, 0) in colours
     fonts = [font for font in program.font_manager.fontManager.ttflist if font.name == "DejaVu Sans"]
-    monkeypatch.setattr(program.font_manager.fontManager, "ttflist", fonts)
+    monkeypatch.setattr(program.font_manager.fontManager, "ttflist", list(fonts))
+    monkeypatch.setattr(program.font_manager, "findSystemFonts", list)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         program.contact_sheet(rows[:1], tmp_path / "run", tmp_path / "plain.png")
     assert (tmp_path / "plain.png").stat().st_size > 2000
+
+
+def test_a_font_that_was_installed_later_is_found(program, monkeypatch):
+    """matplotlib keeps the list of its first start; a font of the sheet's advice is not in it."""
+    manager = program.font_manager.fontManager
+    later = next(font for font in manager.ttflist if font.name == "DejaVu Serif")
+    monkeypatch.setattr(manager, "ttflist", [font for font in manager.ttflist if font.name == "DejaVu Sans"])
+    monkeypatch.setattr(program, "FONTS", ("DejaVu Serif",))
+    monkeypatch.setattr(program.font_manager, "findSystemFonts", lambda: [later.fname, "no font"])
+    assert program.chinese_font() == ["DejaVu Serif"]
+    monkeypatch.setattr(program, "FONTS", ("A font of nobody",))
+    assert program.chinese_font() == []
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import math
 import re
 import sys
 import unicodedata
+from contextlib import suppress
 from http.client import HTTPException
 from io import BytesIO
 from itertools import islice
@@ -324,10 +325,20 @@ def save_predictions(rows: list[dict], folder: Path, path: Path) -> None:
     book.save(path)
 
 
+def chinese_font() -> list[str]:
+    """Return the first of FONTS that is installed in a list, [] without one; matplotlib's own list may be old."""
+    fonts = font_manager.fontManager
+    if not set(FONTS) & {font.name for font in fonts.ttflist}:
+        for file in set(font_manager.findSystemFonts()) - {font.fname for font in fonts.ttflist}:
+            with suppress(Exception):  # of FreeType, on a file that is no font
+                fonts.addfont(file)
+    installed = {font.name for font in fonts.ttflist}
+    return [name for name in FONTS if name in installed][:1]
+
+
 def contact_sheet(rows: list[dict], folder: Path, path: Path) -> None:
     """Draw photos with reference and prediction of each field, green where right and red where wrong."""
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    chinese = [name for name in FONTS if name in installed][:1]
+    chinese = chinese_font()
     lines = math.ceil(len(rows) / 4)
     figure = Figure(figsize=(13, 3.6 * lines))
     axes = figure.subplots(lines, 4, squeeze=False)
