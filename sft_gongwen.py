@@ -121,7 +121,7 @@ def held_out(row: dict) -> bool:
 
 tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=False)
 rows = read_rows(DATA)
-thinks = any("</think>" in row["output"] for row in rows)  # Qwen3 does by default: only if the rows do
+thinks = any("</think>" in row["output"] for row in rows)  # Qwen3 would always: here as the rows do
 tokenizer.chat_template = template = f"{{% set enable_thinking = {thinks} %}}{tokenizer.get_chat_template()}"
 train_rows = [row for row in rows if not held_out(row)]
 eval_rows = [row for row in rows if held_out(row)][:EVAL_ROWS]
