@@ -114,11 +114,11 @@ try:
         parts = load_dataset("json", data_files=DATA, split="train").train_test_split(EVAL_SHARE, seed=SEED)
     else:
         parts = load_dataset(DATA, "main")
+    if not {"question", "answer"} <= set(parts["train"].column_names):
+        raise SystemExit(f"{DATA}: rows need question and answer, but have {parts['train'].column_names}")
+    parts = parts.map(to_prompt, remove_columns=parts["train"].column_names, load_from_cache_file=False)
 except Exception as error:  # of many kinds, whose own text often says neither file nor reason
     raise SystemExit(f"{DATA} cannot be read: {error.__cause__ or error}") from error
-if not {"question", "answer"} <= set(parts["train"].column_names):
-    raise SystemExit(f"{DATA}: rows need question and answer, but have {parts['train'].column_names}")
-parts = parts.map(to_prompt, remove_columns=parts["train"].column_names, load_from_cache_file=False)
 parts = parts.filter(answerable, load_from_cache_file=False)
 train_dataset, eval_rows = parts["train"], parts["test"].to_list()[:EVAL_ROWS]
 if not len(train_dataset) or len(eval_rows) < 2:

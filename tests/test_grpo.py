@@ -506,11 +506,13 @@ def test_probe_votes_and_a_kill(run_script, tmp_path):
     [
         ('{"question": "a"}\n{"question": "b"}\n', "need question and answer"),
         ('{"question": "1+1?", "answer": "2"}\n{"question": "2+2?", "answer": "4"}\n', "####"),
+        ('{"question": "一加一等于几", "answer": "#### 2"}\n' * 9, "cannot be read"),  # in GBK
+        ('{"question": "1+1?", "answer": "#### 2"}\n{"question": \n', "cannot be read"),
     ],
 )
 def test_unusable_data_is_named(run_script, tmp_path, text, words):
     path = tmp_path / "problems.jsonl"
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="gbk")
     run = run_script(SCRIPT, environment={"DATA": str(path)})
     assert run.status == 1 and words in run.stderr and "problems.jsonl" in run.stderr.strip().splitlines()[-1]
 
