@@ -84,12 +84,17 @@ def with_constants(source: str, **constants) -> str:
     return "".join(lines[: rehearsal.end_lineno]) + new + "".join(lines[rehearsal.end_lineno :])
 
 
-def start(script, output, runner=(), environment=None, cwd=ROOT, then="", **constants) -> subprocess.Popen:
-    """Start a script with other constants in a process of its own; `then` is code to run after its last line."""
+def start(
+    script, output, runner=(), environment=None, cwd=ROOT, then="", edit=str, **constants
+) -> subprocess.Popen:
+    """Start a script with other constants in a process of its own; `then` is code to run after its last line.
+
+    `edit` is called with the script's text and returns what is run in its place.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     source = output.parent / f"{output.name}-source.py"
     text = with_constants((ROOT / script).read_text(encoding="utf-8"), **constants)
-    source.write_text(text + then, encoding="utf-8")
+    source.write_text(edit(text) + then, encoding="utf-8")
     start_file = output.parent / f"{output.name}-runner.py"
     start_file.write_text(RUNNER, encoding="utf-8")
     command = [sys.executable, *runner, str(start_file), str(ROOT / script), str(source)]

@@ -217,12 +217,16 @@ lengths = [int((batch_of(row)["labels"] != -100).sum()) for row in range(len(tra
 short, long = lengths.index(min(lengths)), lengths.index(max(lengths))
 losses = {"short": loss_of(short), "long": loss_of(long), "both": loss_of(short, long), "turned": loss_of(long, short)}
 losses |= {"tokens": [lengths[short], lengths[long]], "sequences": batch_of(short, long)["input_ids"].shape[0]}
+config.packing, config.eval_strategy, config.load_best_model_at_end = True, "no", False
+both = Dataset.from_list([train_dataset[short], train_dataset[long]])
+trainer = SFTTrainer(model=model, processing_class=tokenizer, train_dataset=both, args=config)
+losses |= {"packed": loss_of(0), "packed_rows": len(trainer.train_dataset)}
 Path(OUTPUT, "losses.json").write_text(json.dumps(losses))
 """
 
 
 def test_rows_in_one_pass_do_not_see_each_other(run_script, inputs, tmp_path):
-    """Padding-free, rows stand in one sequence: their loss together is the token-weighted mean of that alone."""
+    """Padding-free or packed, rows stand in one sequence: their loss is the token-weighted mean of that alone."""
     lines = Path(inputs["sft_alpaca.py"]["DATA"]).read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     rows[10]["output"] = "先测体温，再看有没有皮疹，多喝温水，三天不退就去医院。"
@@ -232,13 +236,11 @@ def test_rows_in_one_pass_do_not_see_each_other(run_script, inputs, tmp_path):
     run = run_script("sft_alpaca.py", tmp_path / "run", **options, **SFT | {"LOAD_IN_4BIT": False})
     assert run.status == 0, run.stderr[-3000:]
     losses = json.loads((run.output / "losses.json").read_text())
-    (few, many), weighted = losses["tokens"], 0.0
+    few, many = losses["tokens"]
     weighted = (few * losses["short"] + many * losses["long"]) / (few + many)
-    assert losses["sequences"] == 1, "padding-free: both rows in one sequence"
+    assert losses["sequences"] == losses["packed_rows"] == 1, "both rows in one sequence"
     assert few < many and abs(losses["short"] - losses["long"]) > 1e-3
-    assert losses["both"] == pytest.approx(weighted, abs=1e-5) and losses["turned"] == pytest.approx(
-        weighted, abs=1e-5
-    )
+    assert [losses[way] for way in ("both", "turned", "packed")] == pytest.approx([weighted] * 3, abs=1e-5)
 
 
 def test_eight_rows_at_once_make_the_same_step(run_script, inputs, tmp_path):

@@ -4,7 +4,7 @@
 
 Predicts the peak of training with Unsloth from the dimensions of a model: by part, as a table over batch and
 length, and what fits cards of 8, 12, 16 and 24 GB. It counts what is stored; no constant is fitted. What was
-measured is 1 to 4% more on an NVIDIA H200, and 1 to 9% more for the longest rows that Unsloth says fit such cards.
+measured is 1 to 5% more on an NVIDIA H200, and 1 to 9% more for the longest rows that Unsloth says fit such cards.
 
 Run:    `uv run tools/will_it_fit.py`, or `uv run tools/will_it_fit.py Qwen3-8B path/to/folder owner/name`
 Data:   a name that holds one of PUBLISHED, a folder with config.json, or a name on the hub (config.json only)
