@@ -17,6 +17,7 @@ import os
 from importlib.util import find_spec
 
 os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # nothing about this machine is sent
+os.environ["GOMP_SPINCOUNT"] = "1000"  # threads that wait leave their core to other programs
 if find_spec("vllm"):
     os.environ["UNSLOTH_VLLM_STANDBY"] = "1"  # vLLM's cache makes room while the model trains
 from unsloth import FastLanguageModel  # before trl, transformers and peft: importing it patches them
@@ -29,7 +30,6 @@ import sys
 import zlib
 from fractions import Fraction
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -161,7 +161,7 @@ def number_of(text: str) -> Fraction | None:
         text = re.sub(pattern, meaning, text)
     if len(text) > 1000 or SCALED.search(text) or OPERATION.search(text):
         return None
-    if any(a.isdecimal() and b.isnumeric() > b.isdecimal() for a, b in pairwise(text)):
+    if any(a.isdecimal() and b.isnumeric() > b.isdecimal() for a, b in zip(text, text[1:])):
         return None
     text = THOUSANDS.sub(lambda found: str(Fraction(found[1].replace(",", "")) * 1000), text)
     for place, (sign, digits, below) in enumerate(NUMBER.findall(text)):

@@ -15,6 +15,7 @@ Writes: OUTPUT/lora, answers.jsonl, metrics.json, report.md, loss.png, sample.do
 import os
 
 os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # nothing about this machine is sent
+os.environ["GOMP_SPINCOUNT"] = "1000"  # threads that wait leave their core to other programs
 from unsloth import FastLanguageModel  # before trl, transformers and peft: importing it patches them
 
 import json
@@ -64,7 +65,7 @@ EVAL_SHARE = 0.1  # of the topics, unless the rows say in meta.split what is hel
 EVAL_EVERY = 0.2  # of the run: the held-out loss is measured and a checkpoint saved
 EVAL_ROWS = 32  # held-out documents to write before and after
 GENERAL_ROWS = 60  # general rows whose loss is measured; REPLAY_SHARE takes the others
-EVAL_BATCH = 8  # documents written at once. Out of memory: 2
+EVAL_BATCH = 16  # documents written at once. Out of memory: 2
 NEW_TOKENS = 1024  # longest document
 
 if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below on a tiny model
@@ -72,9 +73,8 @@ if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below on a tiny m
     LOAD_IN_4BIT = False
     GRADIENT_CHECKPOINTING = False
     LORA_R = 64
-    LORA_ALPHA = 128
+    LORA_ALPHA = 64
     BATCH_SIZE = 2
-    EPOCHS = 6
     LEARNING_RATE = 4e-3
     EVAL_EVERY = 0.5
     EVAL_ROWS = 24
@@ -205,7 +205,7 @@ config = SFTConfig(
     # A run with other settings or rows has another folder, so that RESUME never mixes two of them.
     output_dir=f"{OUTPUT}/checkpoints-{zlib.crc32(f'{MODEL}{settings}{train_rows}'.encode()):08x}",
     max_length=MAX_LENGTH,
-    dataset_num_proc=1,  # starting processes takes longer than tokenizing
+    dataset_num_proc=0,  # in this process: starting others takes longer than tokenizing
     per_device_train_batch_size=BATCH_SIZE,
     gradient_accumulation_steps=ACCUMULATION,
     num_train_epochs=EPOCHS,
@@ -217,6 +217,7 @@ config = SFTConfig(
     fp16=model.dtype == torch.float16,
     gradient_checkpointing=bool(GRADIENT_CHECKPOINTING),  # TRL's default is True
     loss_type="nll",  # what Unsloth's chunked loss needs
+    train_sampling_strategy="group_by_length",  # less padding, and the longest rows first
     per_device_eval_batch_size=1,  # the logits of one row fit wherever training does
     eval_on_start=True,
     eval_strategy="steps",

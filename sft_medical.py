@@ -3,7 +3,6 @@
 # Medical questions (医疗问答): LoRA, QLoRA or full SFT of Qwen2.5-7B-Instruct
 
 Trains on subsets of growing size and says what more data changes: held-out loss, an exam, safety, forgetting.
-data/medical/prepare.py makes the rows of CSV and JSON files, data/medical/judge.py scores the answers.
 Research only: no diagnosis, no treatment. In an emergency in China call 120.
 
 Run:    `uv run sft_medical.py`, or paste the cells into Colab or Kaggle and run them in order
@@ -16,6 +15,7 @@ Writes: OUTPUT/lora, answers.jsonl, metrics.json, report.md, results.csv, loss.p
 import os
 
 os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # nothing about this machine is sent
+os.environ["GOMP_SPINCOUNT"] = "1000"  # threads that wait leave their core to other programs
 from unsloth import FastLanguageModel  # before trl, transformers and peft: importing it patches them
 
 import gc
@@ -66,7 +66,7 @@ VAL_ROWS = 500  # for the loss that chooses the best checkpoint
 EVAL_ROWS = 200  # of test, gold rows first, to answer before and after
 ASKED_ROWS = 500  # red-team prompts and exam questions to answer, of each
 GENERAL_ROWS = 60  # general rows whose loss is measured; REPLAY_SHARE takes the others
-EVAL_BATCH = 8  # answers generated at once. Out of memory: 2
+EVAL_BATCH = 16  # answers generated at once. Out of memory: 2
 NEW_TOKENS = 768  # longest answer
 DEMO = False  # True: a chat page on http://127.0.0.1:7860
 
@@ -252,7 +252,7 @@ for method, size in RUNS:
         # A run with other settings or rows has another folder, so that RESUME never mixes two of them.
         output_dir=f"{folder}/checkpoints-{zlib.crc32(f'{MODEL}{settings}{subset}'.encode()):08x}",
         max_length=MAX_LENGTH,
-        dataset_num_proc=1,  # starting processes takes longer than tokenizing
+        dataset_num_proc=0,  # in this process: starting others takes longer than tokenizing
         per_device_train_batch_size=BATCH_SIZE,
         gradient_accumulation_steps=ACCUMULATION,
         num_train_epochs=EPOCHS,

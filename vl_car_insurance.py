@@ -16,6 +16,7 @@ Writes: OUTPUT/lora, answers.jsonl, metrics.json, report.md, loss.png, contact_s
 import os
 
 os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # nothing about this machine is sent
+os.environ["GOMP_SPINCOUNT"] = "1000"  # threads that wait leave their core to other programs
 from unsloth import FastVisionModel, UnslothVisionDataCollator  # before trl, transformers and peft
 
 import json
@@ -46,9 +47,7 @@ OUTPUT = os.getenv("OUTPUT", "outputs/car_insurance")
 
 LOAD_IN_4BIT = True  # False needs 8 GB for the weights of 3B alone
 DTYPE = None  # None: bfloat16, or float16 on a T4. A loss that is no number: torch.float32
-MAX_PIXELS = (
-    602_112  # of a photo: 768 tokens of 28 x 28 pixels (Qwen3-VL: 588 of 32 x 32). Out of memory: 301_056
-)
+MAX_PIXELS = 602_112  # of a photo: 768 tokens of 28 x 28 pixels, 588 of Qwen3-VL. Out of memory: 301_056
 GRADIENT_CHECKPOINTING = "unsloth"  # False is faster where memory allows
 LORA_R = 16  # rank of the update, 8 to 64. Out of memory: 8
 LORA_ALPHA = 16  # the update is scaled by alpha / r
@@ -65,6 +64,7 @@ LEARNING_RATE = 2e-4  # 1e-4 to 2e-4 for LoRA
 RESUME = True  # continue an interrupted run with the same settings from its newest checkpoint
 SEED = 3407
 
+EVAL_EVERY = 0.2  # of the run: the held-out loss is measured and a checkpoint saved
 EVAL_ROWS = 60  # held-out rows to read before and after
 EVAL_BATCH = 8  # rows read at once. Out of memory: 1
 NEW_TOKENS = 160  # longest answer
@@ -81,6 +81,7 @@ if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below on a tiny m
     ACCUMULATION = 1
     EPOCHS = 4
     LEARNING_RATE = 2e-3
+    EVAL_EVERY = 0.5
     EVAL_BATCH = 30
     NEW_TOKENS = 90
 
@@ -281,8 +282,8 @@ config = SFTConfig(
     per_device_eval_batch_size=1,  # the logits of one row fit wherever training does
     eval_on_start=True,
     eval_strategy="steps",
-    eval_steps=0.2,
-    save_steps=0.2,
+    eval_steps=EVAL_EVERY,
+    save_steps=EVAL_EVERY,
     save_total_limit=2,
     load_best_model_at_end=True,
     logging_steps=0.02,

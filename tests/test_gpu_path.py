@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, kill_in_training, with_constants
 from PIL import Image
 from safetensors.torch import load_file
+from test_runs import without_workers
 from transformers import (
     AutoConfig,
     AutoProcessor,
@@ -233,6 +234,7 @@ def test_rows_in_one_pass_do_not_see_each_other(run_script, inputs, tmp_path):
     write(tmp_path / "rows.jsonl", rows)
     environment = inputs["sft_alpaca.py"] | {"DATA": str(tmp_path / "rows.jsonl")}
     options = {"runner": SIMULATED, "environment": environment, "then": ALONE_AND_TOGETHER}
+    options["edit"] = without_workers
     run = run_script("sft_alpaca.py", tmp_path / "run", **options, **SFT | {"LOAD_IN_4BIT": False})
     assert run.status == 0, run.stderr[-3000:]
     losses = json.loads((run.output / "losses.json").read_text())

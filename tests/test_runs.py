@@ -25,10 +25,16 @@ def sums_of(folder) -> dict[str, float]:
     return {name: weight.sum().item() for name, weight in weights.items()}
 
 
+def without_workers(source: str) -> str:
+    """Return a script in which tokenizing in other processes fails: Windows would run the whole script in each."""
+    settings = "# %% Settings\nimport datasets.arrow_dataset\n\ndatasets.arrow_dataset.Pool = None\n"
+    return source.replace("# %% Settings\n", settings, 1)
+
+
 @pytest.fixture(scope="session")
 def short_run(run_script):
     """Return a short run of sft_alpaca.py from beginning to end."""
-    run = run_script("sft_alpaca.py", **SHORT)
+    run = run_script("sft_alpaca.py", edit=without_workers, **SHORT)
     metrics_of(run)
     return run
 
@@ -83,7 +89,7 @@ def test_alpaca_rehearsal_improves(rehearsal):
 
 def test_replay_forgets_less(rehearsal, run_script):
     forgotten = metrics_of(rehearsal("sft_alpaca.py"))["after"]["general_loss"]
-    replayed = metrics_of(run_script("sft_alpaca.py", REPLAY_SHARE=0.5, MAX_STEPS=114))
+    replayed = metrics_of(run_script("sft_alpaca.py", REPLAY_SHARE=0.5, MAX_STEPS=90))
     assert replayed["after"]["general_loss"] < forgotten - 0.1
     assert replayed["after"]["loss"] <= 0.92 * replayed["before"]["loss"], "and it still learns"
     assert replayed["settings"]["REPLAY_SHARE"] == 0.5

@@ -16,6 +16,7 @@ Writes: OUTPUT/lora, metrics.json
 import os
 
 os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # nothing about this machine is sent
+os.environ["GOMP_SPINCOUNT"] = "1000"  # threads that wait leave their core to other programs
 from unsloth import FastLanguageModel  # before trl, transformers and peft: importing it patches them
 
 import json

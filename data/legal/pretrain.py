@@ -15,6 +15,7 @@ Writes: OUTPUT/lora, metrics.json
 import os
 
 os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # nothing about this machine is sent
+os.environ["GOMP_SPINCOUNT"] = "1000"  # threads that wait leave their core to other programs
 from unsloth import FastLanguageModel, UnslothTrainer, UnslothTrainingArguments  # before trl and transformers
 
 import json
@@ -81,7 +82,7 @@ trainer = UnslothTrainer(
         output_dir=f"{OUTPUT}/checkpoints",
         max_length=MAX_LENGTH,
         packing=True,  # texts follow each other without padding
-        dataset_num_proc=1,
+        dataset_num_proc=0,
         per_device_train_batch_size=BATCH_SIZE,
         gradient_accumulation_steps=ACCUMULATION,
         num_train_epochs=EPOCHS,

@@ -17,7 +17,6 @@ import re
 import sys
 from fractions import Fraction
 from http.client import HTTPException
-from itertools import pairwise
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -68,7 +67,7 @@ def number_of(text: str) -> Fraction | None:
         text = re.sub(pattern, meaning, text)
     if len(text) > 1000 or SCALED.search(text) or OPERATION.search(text):
         return None
-    if any(a.isdecimal() and b.isnumeric() > b.isdecimal() for a, b in pairwise(text)):
+    if any(a.isdecimal() and b.isnumeric() > b.isdecimal() for a, b in zip(text, text[1:])):
         return None
     text = THOUSANDS.sub(lambda found: str(Fraction(found[1].replace(",", "")) * 1000), text)
     for place, (sign, digits, below) in enumerate(NUMBER.findall(text)):
