@@ -67,7 +67,7 @@ if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below on a tiny m
     GRADIENT_CHECKPOINTING = False
     BATCH_SIZE = 4
     LEARNING_RATE = 1e-3
-    EVAL_ROWS = 24
+    EVAL_ROWS = 16
     NEW_TOKENS = 64
 
 
