@@ -79,8 +79,7 @@ if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below on a tiny m
     LORA_ALPHA = 64
     BATCH_SIZE = 2
     ACCUMULATION = 1
-    EPOCHS = 4
-    LEARNING_RATE = 2e-3
+    LEARNING_RATE = 3e-3
     EVAL_EVERY = 0.5
     EVAL_BATCH = 30
     NEW_TOKENS = 90
