@@ -64,7 +64,6 @@ LEARNING_RATE = 2e-4  # 1e-4 to 2e-4 for LoRA
 RESUME = True  # continue an interrupted run with the same settings from its newest checkpoint
 SEED = 3407
 
-EVAL_EVERY = 0.2  # of the run: the held-out loss is measured and a checkpoint saved
 EVAL_ROWS = 60  # held-out rows to read before and after
 EVAL_BATCH = 8  # rows read at once. Out of memory: 1
 NEW_TOKENS = 160  # longest answer
@@ -80,7 +79,6 @@ if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below on a tiny m
     BATCH_SIZE = 2
     ACCUMULATION = 1
     LEARNING_RATE = 3e-3
-    EVAL_EVERY = 0.5
     EVAL_BATCH = 30
     NEW_TOKENS = 90
 
@@ -281,8 +279,8 @@ config = SFTConfig(
     per_device_eval_batch_size=1,  # the logits of one row fit wherever training does
     eval_on_start=True,
     eval_strategy="steps",
-    eval_steps=EVAL_EVERY,
-    save_steps=EVAL_EVERY,
+    eval_steps=0.2,
+    save_steps=0.2,
     save_total_limit=2,
     load_best_model_at_end=True,
     logging_steps=0.02,
