@@ -59,7 +59,7 @@ SEED = 3407
 EVAL_SHARE = 0.1  # of the instructions
 EVAL_ROWS = 100  # held-out rows to answer before and after
 GENERAL_ROWS = 60  # general rows whose loss is measured; REPLAY_SHARE takes the others
-EVAL_BATCH = 16  # answers generated at once. Out of memory: 2
+EVAL_BATCH = 8  # answers generated at once. Out of memory: 2
 NEW_TOKENS = 512  # longest answer
 
 if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below on a tiny model

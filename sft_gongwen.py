@@ -65,7 +65,7 @@ EVAL_SHARE = 0.1  # of the topics, unless the rows say in meta.split what is hel
 EVAL_EVERY = 0.2  # of the run: the held-out loss is measured and a checkpoint saved
 EVAL_ROWS = 32  # held-out documents to write before and after
 GENERAL_ROWS = 60  # general rows whose loss is measured; REPLAY_SHARE takes the others
-EVAL_BATCH = 16  # documents written at once. Out of memory: 2
+EVAL_BATCH = 8  # documents written at once. Out of memory: 2
 NEW_TOKENS = 1024  # longest document
 
 if MODEL.startswith("data/tiny"):  # rehearsal: the same lines below on a tiny model

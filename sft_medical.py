@@ -66,7 +66,7 @@ VAL_ROWS = 500  # for the loss that chooses the best checkpoint
 EVAL_ROWS = 200  # of test, gold rows first, to answer before and after
 ASKED_ROWS = 500  # red-team prompts and exam questions to answer, of each
 GENERAL_ROWS = 60  # general rows whose loss is measured; REPLAY_SHARE takes the others
-EVAL_BATCH = 16  # answers generated at once. Out of memory: 2
+EVAL_BATCH = 8  # answers generated at once. Out of memory: 2
 NEW_TOKENS = 768  # longest answer
 DEMO = False  # True: a chat page on http://127.0.0.1:7860
 
